@@ -1,0 +1,1 @@
+"""HTTP in, ranked scores out: launcher, API servers and command line. CPU only."""

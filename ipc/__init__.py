@@ -1,0 +1,1 @@
+"""The messages between API servers and services, and how they travel over ZeroMQ."""
