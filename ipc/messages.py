@@ -198,6 +198,7 @@ class Ready(Message):
     dim: Count
     limits: Limits
     credits: Credits
+    session: Unsigned63 = 0  # of this client at this service; another one: what was outstanding is forgotten, send again
     hosts_encoder: bool = False  # this service takes token ids (SuppliedTokens, Encode)
     device: str = "cpu"
     spec: ModelSpec | None = None

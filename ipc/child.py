@@ -1,0 +1,93 @@
+"""A child process and its launcher: settings in, status out, and a lifeline that ends the child.
+
+The child's stdin carries one JSON line with its settings (secrets stay out of `ps`) and then nothing: it is the lifeline,
+and EOF on it means that the launcher has gone or wants this child to stop. The child's stdout carries one JSON line per
+status. Logs go to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+EXIT_USAGE = 2  # what the user gave is wrong; starting again would not help
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """What the child does while it starts, for people."""
+
+    text: str
+
+
+class Up(msgspec.Struct, frozen=True, tag=True):
+    """The child serves."""
+
+    summary: dict[str, str] = {}
+
+
+class Broken(msgspec.Struct, frozen=True, tag=True):
+    """The child cannot serve. With `retry` false its settings are wrong and a restart would fail the same way."""
+
+    message: str
+    retry: bool = True
+
+
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """Written by the working loop itself, never by a thread of its own: silence means that the loop hangs.
+
+    A batch longer than `patience` seconds is a hang.
+    """
+
+    patience: float
+
+
+Status = Progress | Up | Broken | Alive
+
+
+class Child:
+    """The child's side of its connection to the launcher."""
+
+    def __init__(self) -> None:
+        self.lifeline = os.dup(0)
+        self._status = os.dup(1)
+        os.dup2(2, 1)  # a library that prints to stdout must not damage the status lines
+        os.set_blocking(self._status, False)
+        self._encoder = msgspec.json.Encoder()
+
+    def read_settings(self, kind: type[T]) -> T:
+        """The settings of this child, from the first line of stdin.
+
+        Raises:
+            msgspec.ValidationError: the launcher speaks another version.
+        """
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            byte = os.read(self.lifeline, 1)
+            if not byte:
+                raise SystemExit("no settings on stdin: this process is started by `maxsimd serve`")
+            line += byte
+        return msgspec.json.decode(bytes(line), type=kind)
+
+    def report(self, status: Status) -> None:
+        """Tell the launcher. A launcher that does not read, or has gone, costs the line and nothing else."""
+        try:
+            os.write(self._status, self._encoder.encode(status) + b"\n")
+        except (BlockingIOError, BrokenPipeError):
+            return
+
+    def is_orphaned(self) -> bool:
+        """Whether the lifeline has ended, without waiting."""
+        readable, _, _ = select.select([self.lifeline], [], [], 0)
+        return bool(readable) and not os.read(self.lifeline, 1)
+
+
+def ignore_stop_signals() -> None:
+    """Ctrl-C and container stops signal the whole process group; children stop when the launcher says so (P8)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

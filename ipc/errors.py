@@ -1,0 +1,23 @@
+"""What can go wrong between processes.
+
+    MalformedMessage   bytes that are not a message of the protocol; the receiver drops them and goes on
+    ServiceFailed      a request that a service, or the way to it, did not answer with a result
+"""
+
+from __future__ import annotations
+
+from ipc.messages import ErrorCode
+
+
+class MalformedMessage(ValueError):
+    """A frame, a field or an array is not what the protocol says. The text names the field."""
+
+
+class ServiceFailed(Exception):
+    """A request failed. `message` is safe to show to a user."""
+
+    def __init__(self, code: ErrorCode, message: str, retry_after_ms: int = 0) -> None:
+        super().__init__(f"{code.value}: {message}")
+        self.code = code
+        self.message = message
+        self.retry_after_ms = retry_after_ms
