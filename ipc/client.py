@@ -106,7 +106,7 @@ class ServiceClient:
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = connect_dealer(self._context, self._address, secrets.token_bytes(IDENTITY_BYTES))
-        self._descriptor = self._socket.getsockopt(zmq.FD)
+        self._descriptor = int(self._socket.getsockopt(zmq.FD))
         self._loop.add_reader(self._descriptor, self._turn)
         self._hello_task = asyncio.create_task(self._say_hello(), name=f"hello to {self.name}")
 
@@ -181,7 +181,8 @@ class ServiceClient:
         """
         request_id = self._next_request_id
         self._next_request_id = (request_id + 1) % 2**63
-        future = self._statistics[request_id] = self._loop.create_future()
+        future: asyncio.Future[dict[str, float]] = self._loop.create_future()
+        self._statistics[request_id] = future
         try:
             self._try_send(Stats(request_id))
             async with asyncio.timeout(timeout):
@@ -224,14 +225,15 @@ class ServiceClient:
                 waiter = self._statistics.get(request_id)
                 if waiter is not None and not waiter.done():
                     waiter.set_result(values)
-            case Failed(request_id, code, text, retry_after_ms):
+            case Failed(request_id, code, text, retry_after_ms, which):
                 entry = self._outstanding.get(request_id)
                 if entry is None:
                     return
                 if code is ErrorCode.STALE_EPOCH:
                     return  # the Ready that follows our next Hello sends it again
-                _fail(entry.future, ServiceFailed(code, text, retry_after_ms))
+                _fail(entry.future, ServiceFailed(code, text, retry_after_ms, which))
             case Scores() | Missing() | Encoded():
+                self._update_credits(message.credits)
                 entry = self._outstanding.get(message.request_id)
                 if entry is not None and not entry.future.done():
                     entry.future.set_result((message, frames))
@@ -254,6 +256,12 @@ class ServiceClient:
         if before is not None and (before.ready.epoch, before.ready.session) != (ready.epoch, ready.session):
             self._send_all_again()
         self._send_what_fits()
+
+    def _update_credits(self, credits: Credits) -> None:
+        service = self._service
+        if service is not None and service.ready.credits != credits:
+            ready = msgspec.structs.replace(service.ready, credits=credits)
+            self._service = Service(ready, service.spec, service.tokenizer)
 
     def _send_all_again(self) -> None:
         """The service is another one, or has forgotten us: nothing that we sent before will be answered."""
@@ -295,7 +303,7 @@ class ServiceClient:
                 self._socket.send(part, flags, copy=memoryview(part).nbytes < COPY_BELOW)
         except zmq.Again:
             return False
-        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # a send may have swallowed the edge
+        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # a send may have swallowed the edge
             self._loop.call_soon(self._turn)
         return True
 

@@ -88,7 +88,7 @@ def num_pairs(message: Score) -> int:
     return message.pairs.shape[0] if message.pairs else message.num_queries * message.num_documents
 
 
-def _decode(decoder: "msgspec.msgpack.Decoder[T]", parts: Sequence[memoryview]) -> T:
+def _decode(decoder: msgspec.msgpack.Decoder[T], parts: Sequence[memoryview]) -> T:
     if not parts:
         raise MalformedMessage("no frames")
     if sum(part.nbytes for part in parts) > MAX_MESSAGE_BYTES:

@@ -61,7 +61,7 @@ class Message(
     """A whole message; the tag is the class name."""
 
 
-class ArrayRef(Record):
+class ArrayRef(Record, frozen=True):
     """Where one array lies in the same multipart message. Holds no bytes itself."""
 
     dtype: DType
@@ -69,14 +69,14 @@ class ArrayRef(Record):
     frame: Annotated[int, msgspec.Meta(ge=1, le=4096)]  # index of the frame with its bytes
 
 
-class Credits(Record):
+class Credits(Record, frozen=True):
     """How much one client may have outstanding at a service: what it sends beyond waits at the client."""
 
     bytes: Count
     tokens: Count
 
 
-class Limits(Record):
+class Limits(Record, frozen=True):
     """What a service takes in one message. A client slices what is larger."""
 
     max_job_rows: Count  # rows of all entries that one Score names (a quarter of the store)
@@ -84,7 +84,7 @@ class Limits(Record):
     max_texts: Count
 
 
-class TextSpec(Record):
+class TextSpec(Record, frozen=True):
     """How one role's texts become token ids. Lengths count special tokens and markers.
 
     Order (docs/models.md): tokenise without special tokens, cut to `max_length` less specials and markers, add
@@ -100,7 +100,7 @@ class TextSpec(Record):
     skip_token_ids: list[int] = []  # these rows are encoded, but not scored
 
 
-class ModelSpec(Record):
+class ModelSpec(Record, frozen=True):
     """All an API server must know of a model to tokenise for it. The tokenizer's bytes travel beside it."""
 
     name: str
@@ -114,7 +114,7 @@ class ModelSpec(Record):
 # --- to a service ---------------------------------------------------------------------------------------------
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """I am here; sent every 0.5 s. Answered by Ready, which carries the spec if `fingerprint` is another."""
 
     protocol: int
@@ -122,7 +122,7 @@ class Hello(Message):
     fingerprint: bytes = b""  # of the spec the client holds; empty: none
 
 
-class SuppliedEmbeddings(Record, tag="embeddings"):
+class SuppliedEmbeddings(Record, frozen=True, tag="embeddings"):
     """Embeddings by value for some of a Score's keys."""
 
     which: ArrayRef  # int32 [n]: positions in the key frame
@@ -132,7 +132,7 @@ class SuppliedEmbeddings(Record, tag="embeddings"):
     keep: bool = True  # False: the entries live for this job only (clients' own embeddings)
 
 
-class SuppliedTokens(Record, tag="tokens"):
+class SuppliedTokens(Record, frozen=True, tag="tokens"):
     """Token ids for some of a Score's keys, for a worker that hosts the encoder."""
 
     role: Role
@@ -145,7 +145,7 @@ class SuppliedTokens(Record, tag="tokens"):
 Supplied = SuppliedEmbeddings | SuppliedTokens
 
 
-class Score(Message):
+class Score(Message, frozen=True):
     """Score documents against queries, all named by keys: first the queries', then the documents'."""
 
     epoch: Unsigned63
@@ -159,7 +159,7 @@ class Score(Message):
     supplied: list[Supplied] = []
 
 
-class Encode(Message):
+class Encode(Message, frozen=True):
     """Encode texts of one role, given as token ids."""
 
     epoch: Unsigned63
@@ -174,13 +174,13 @@ class Encode(Message):
     reply: FloatDType = "float32"
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True):
     """Nobody waits for this request any more. Unknown ids are ignored."""
 
     request_id: Unsigned63
 
 
-class Stats(Message):
+class Stats(Message, frozen=True):
     """What have you done so far?"""
 
     request_id: Unsigned63
@@ -189,7 +189,7 @@ class Stats(Message):
 # --- from a service -------------------------------------------------------------------------------------------
 
 
-class Ready(Message):
+class Ready(Message, frozen=True):
     """I am here, this is me. `spec` and `tokenizer` only where the client's fingerprint was another."""
 
     protocol: int
@@ -205,7 +205,7 @@ class Ready(Message):
     tokenizer: ArrayRef | None = None  # uint8: tokenizer.json without truncation and padding
 
 
-class Scores(Message):
+class Scores(Message, frozen=True):
     """The scores of all pairs of a Score, in their order."""
 
     request_id: Unsigned63
@@ -217,7 +217,7 @@ class Scores(Message):
     queue_us: Count = 0  # from admission to the kernel
 
 
-class Missing(Message):
+class Missing(Message, frozen=True):
     """These keys are not in the store and were not supplied; nothing was held or done."""
 
     request_id: Unsigned63
@@ -225,7 +225,7 @@ class Missing(Message):
     credits: Credits
 
 
-class Encoded(Message):
+class Encoded(Message, frozen=True):
     """The token embeddings of an Encode's texts, one after the other."""
 
     request_id: Unsigned63
@@ -234,16 +234,17 @@ class Encoded(Message):
     credits: Credits
 
 
-class Failed(Message):
+class Failed(Message, frozen=True):
     """No answer, and why. `message` is safe to show to a user."""
 
     request_id: Unsigned63
     code: ErrorCode
     message: str
     retry_after_ms: Count = 0
+    which: Count | None = None  # position in the key frame, where one text is to blame
 
 
-class Statistics(Message):
+class Statistics(Message, frozen=True):
     """Counters and gauges since the service's start, by name."""
 
     request_id: Unsigned63

@@ -12,6 +12,7 @@ events and gives answers.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -125,7 +126,7 @@ class Endpoint:
 
     def wait(self, timeout: float) -> None:
         """Until a message, a watched descriptor, or `timeout` seconds."""
-        self._poller.poll(timeout * 1000)
+        self._poller.poll(max(0, math.ceil(timeout * 1000)))
 
     def receive(self) -> Iterator[Event]:
         """Everything that has happened since the last call, without waiting."""
@@ -149,9 +150,11 @@ class Endpoint:
         peer.live.discard(request_id)
         self._send(identity, message, frames)
 
-    def fail(self, name: RequestName, code: ErrorCode, message: str, retry_after_ms: int = 0) -> None:
+    def fail(
+        self, name: RequestName, code: ErrorCode, message: str, retry_after_ms: int = 0, which: int | None = None
+    ) -> None:
         """Answer a live request with Failed."""
-        self.answer(name, Failed(name[1], code, message, retry_after_ms))
+        self.answer(name, Failed(name[1], code, message, retry_after_ms, which))
 
     def credits(self) -> Credits:
         """What each client may have outstanding: an equal share."""
