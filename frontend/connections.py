@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -139,6 +140,7 @@ class LauncherLink:
     on_connection: Callable[[int, socket.socket], None]
     on_drain: Callable[[], None]
     on_stop: Callable[[], None]
+    unsaid: deque[bytes] = field(default_factory=deque)  # the launcher was too slow to take these
 
     def receive(self) -> None:
         """Take what the launcher sends. The launcher having gone is noticed by the lifeline."""
@@ -163,10 +165,17 @@ class LauncherLink:
         self._say(CLOSED, connection_id)
 
     def _say(self, letter: bytes, connection_id: int) -> None:
-        try:
-            self.channel.send(_PACKET.pack(letter, connection_id))
-        except (BrokenPipeError, ConnectionResetError):
-            return
+        self.unsaid.append(_PACKET.pack(letter, connection_id))
+        self.say_what_is_left()
+
+    def say_what_is_left(self) -> None:
+        """Send what could not be sent before."""
+        while self.unsaid:
+            try:
+                self.channel.send(self.unsaid[0])
+            except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+                return
+            self.unsaid.popleft()
 
 
 def make_pair() -> tuple[socket.socket, socket.socket]:

@@ -1,0 +1,89 @@
+"""Who is let in: decided for whole requests, from their size alone, before their body is read.
+
+What a request will cost is estimated from its body's bytes: at first a third of a token per byte, then by the running ratio of
+tokens that had to be encoded to bytes received (documents that are cached cost nothing, and the ratio learns it). A
+request is let in while what is outstanding stays within what the engine granted, and the bodies within the memory set aside
+for them; a request that is alone is always let in.
+"""
+
+from __future__ import annotations
+
+from ipc.errors import ServiceFailed
+from ipc.messages import ErrorCode
+
+FIRST_RATIO = 1 / 3  # tokens per byte
+LEARNING_RATE = 0.05  # of the running ratio and of the time a request takes
+FIRST_SECONDS = 1.0  # guess of how long a request takes
+
+
+class Ticket:
+    """One request that was let in. Give it back, whatever becomes of the request."""
+
+    __slots__ = ("_admission", "body_bytes", "tokens")
+
+    def __init__(self, admission: Admission, body_bytes: int, tokens: int) -> None:
+        self._admission: Admission | None = admission
+        self.body_bytes = body_bytes
+        self.tokens = tokens
+
+    def release(self) -> None:
+        """The request has ended. Releasing twice is the same as once."""
+        if self._admission is not None:
+            self._admission._release(self)
+            self._admission = None
+
+
+class Admission:
+    """What is outstanding in one API server.
+
+    Args:
+        max_body_bytes: of all bodies together (they and what is made of them are this process's memory).
+    """
+
+    def __init__(self, max_body_bytes: int) -> None:
+        self.capacity_tokens: int | None = None  # granted by the engine; None: nothing needs encoding
+        self._max_body_bytes = max_body_bytes
+        self._ratio = FIRST_RATIO
+        self._seconds = FIRST_SECONDS
+        self._requests = 0
+        self._tokens = 0
+        self._bytes = 0
+        self.refused = 0
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that were let in and have not ended."""
+        return self._requests
+
+    def try_admit(self, body_bytes: int) -> Ticket:
+        """Let a request in, from what its Content-Length says.
+
+        Raises:
+            ServiceFailed: OVERLOADED, with the time after which to try again.
+        """
+        tokens = int(body_bytes * self._ratio)
+        is_full = self._bytes + body_bytes > self._max_body_bytes or (
+            self.capacity_tokens is not None and self._tokens + tokens > self.capacity_tokens
+        )
+        if self._requests and is_full:
+            self.refused += 1
+            raise ServiceFailed(
+                ErrorCode.OVERLOADED,
+                f"{self._requests} requests are waiting already",
+                max(100, min(10_000, int(self._seconds * 1000))),
+            )
+        self._requests += 1
+        self._tokens += tokens
+        self._bytes += body_bytes
+        return Ticket(self, body_bytes, tokens)
+
+    def learn(self, body_bytes: int, encoded_tokens: int, seconds: float) -> None:
+        """A request has been answered: what it really cost."""
+        if body_bytes:
+            self._ratio += LEARNING_RATE * (encoded_tokens / body_bytes - self._ratio)
+        self._seconds += LEARNING_RATE * (seconds - self._seconds)
+
+    def _release(self, ticket: Ticket) -> None:
+        self._requests -= 1
+        self._tokens -= ticket.tokens
+        self._bytes -= ticket.body_bytes

@@ -1,0 +1,48 @@
+"""How many cores there are, and who gets how many threads."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Threads of each process. A process that hosts nothing heavy gets one."""
+
+    cores: int
+    api_server: int  # tokenising threads of each API server
+    engine: int
+    worker: int
+
+    def describe(self, api_server_count: int) -> str:
+        """One line for people."""
+        engine = f", engine {self.engine}" if self.engine else ""
+        return f"{self.cores} cores: {api_server_count} x {self.api_server} for API servers{engine}, worker {self.worker}"
+
+
+def divide_cores(cores: int, api_server_count: int, has_engine: bool) -> Division:
+    """The threads of each process.
+
+    Encoding and scoring follow each other in a request's life, so on small machines both get all cores; on larger ones
+    they are kept apart, because two OpenMP teams on the same cores spin against each other.
+    """
+    api_server = max(1, cores // (4 * api_server_count))
+    if not has_engine:
+        return Division(cores, api_server, 0, max(1, cores - cores // 4))
+    if cores <= 4:
+        return Division(cores, api_server, cores, cores)
+    return Division(cores, api_server, cores // 2, cores - cores // 2 - cores // 4)
+
+
+def count_cores() -> int:
+    """The cores this process may use: its affinity, and the CPU quota of its control group."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    if quota == "max":
+        return cores
+    return max(1, min(cores, round(int(quota) / int(period))))
