@@ -66,28 +66,34 @@ clean: ## remove .venv and what tools have left
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A Python runs, has the version, and can make a virtual environment.
-RUNS := import sys
-HAS_VERSION := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# Two questions to a Python: its version, as in 3.11; and whether it can make a virtual environment.
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 HAS_VENV := import ensurepip, venv
+NAMES := $(or $(PYTHON),$(PYTHON_NAMES))
+HOW_TO_NAME := or name another: make PYTHON=/path/to/python3
 
-$(BIN)/python:
-	@found=; version=; without_venv=; \
-	for name in $(or $(PYTHON),$(PYTHON_NAMES)); do \
-	  "$$name" -c '$(RUNS)' >/dev/null 2>&1 || continue; \
-	  "$$name" -c '$(HAS_VERSION)' >/dev/null 2>&1 || { version="$$version $$("$$name" -V 2>&1 | sed 's/Python //')"; continue; }; \
-	  "$$name" -c '$(HAS_VENV)' >/dev/null 2>&1 || { without_venv="$${without_venv:-$$name}"; continue; }; \
-	  found="$$name"; break; \
+# pip comes last into a new environment: where it is, the environment is whole.
+$(BIN)/pip:
+	@found=; other=; bare=; \
+	for name in $(NAMES); do \
+	  version=$$("$$name" -c '$(VERSION)' 2>/dev/null) || continue; \
+	  case "$$version" in \
+	    3.11|3.12|3.13) ;; \
+	    *) other="$$other $$name is $$version,"; continue;; \
+	  esac; \
+	  if "$$name" -c '$(HAS_VENV)' >/dev/null 2>&1; then found="$$name"; break; fi; \
+	  bare="$${bare:-$$name}"; \
 	done; \
-	if [ -z "$$found" ] && [ -n "$$without_venv" ]; then \
-	  $(SAY) "$$without_venv has no venv module: install it (on Debian and Ubuntu: apt install python3-venv), or name another Python: make PYTHON=/path/to/python3" >&2; exit 1; \
+	if [ -z "$$found$$bare" ]; then \
+	  $(SAY) "needs Python 3.11, 3.12 or 3.13 (tried $(NAMES):$${other:- none runs,} none fits): install one, $(HOW_TO_NAME)"; \
 	elif [ -z "$$found" ]; then \
-	  $(SAY) "needs Python 3.11, 3.12 or 3.13 ($(or $(PYTHON),$(PYTHON_NAMES)): $${version:+found only$$version}$${version:-none runs}): install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; \
-	fi; \
+	  $(SAY) "$$bare cannot make virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv), $(HOW_TO_NAME)"; \
+	fi >&2; \
+	[ -n "$$found" ] || exit 1; \
 	$(SAY) "making $(VENV) with $$found ($$("$$found" -V 2>&1))"; \
 	"$$found" -m venv --clear $(VENV)
 
-$(SERVER): $(SOURCES_OF_SETUP) | $(BIN)/python
+$(SERVER): $(SOURCES_OF_SETUP) | $(BIN)/pip
 	@rm -f $(VENV)/.server-* $(VENV)/.developer-*
 	@$(SAY) "torch for $(TORCH) ($(TORCH_WHY)): $(DOWNLOAD_$(TORCH))"
 	@$(SAY) "installing the server, torch and the embedded model; this can take some minutes"
