@@ -79,13 +79,13 @@ $(BIN)/pip:
 	  version=$$("$$name" -c '$(VERSION)' 2>/dev/null) || continue; \
 	  case "$$version" in \
 	    3.11|3.12|3.13) ;; \
-	    *) other="$$other $$name is $$version,"; continue;; \
+	    *) other="$${other:+$$other, }$$name is $$version"; continue;; \
 	  esac; \
 	  if "$$name" -c '$(HAS_VENV)' >/dev/null 2>&1; then found="$$name"; break; fi; \
 	  bare="$${bare:-$$name}"; \
 	done; \
 	if [ -z "$$found$$bare" ]; then \
-	  $(SAY) "needs Python 3.11, 3.12 or 3.13 (tried $(NAMES):$${other:- none runs,} none fits): install one, $(HOW_TO_NAME)"; \
+	  $(SAY) "needs Python 3.11, 3.12 or 3.13 (of $(NAMES) $${other:-none runs}): install one, $(HOW_TO_NAME)"; \
 	elif [ -z "$$found" ]; then \
 	  $(SAY) "$$bare cannot make virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv), $(HOW_TO_NAME)"; \
 	fi >&2; \
