@@ -85,7 +85,7 @@ $(BIN)/pip:
 	  bare="$${bare:-$$name}"; \
 	done; \
 	if [ -z "$$found$$bare" ]; then \
-	  $(SAY) "needs Python 3.11, 3.12 or 3.13 (of $(NAMES) $${other:-none runs}): install one, $(HOW_TO_NAME)"; \
+	  $(SAY) "needs Python 3.11, 3.12 or 3.13 (tried $(NAMES): $${other:-none runs}): install one, $(HOW_TO_NAME)"; \
 	elif [ -z "$$found" ]; then \
 	  $(SAY) "$$bare cannot make virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv), $(HOW_TO_NAME)"; \
 	fi >&2; \
