@@ -26,11 +26,10 @@ class ByteBudget:
             try:
                 await turn
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._give_back(size)
-                else:
-                    self._waiting.remove((turn, size))
+                if turn.cancelled():
                     self._wake()
+                else:  # it had been our turn already
+                    self._give_back(size)
                 raise
         else:
             self._used += size
@@ -46,6 +45,9 @@ class ByteBudget:
     def _wake(self) -> None:
         while self._waiting:
             turn, size = self._waiting[0]
+            if turn.cancelled():
+                self._waiting.popleft()
+                continue
             if self._used + size > self._total:
                 return
             self._waiting.popleft()

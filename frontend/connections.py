@@ -102,6 +102,11 @@ class Dispatcher:
             for connection in link.abandon():
                 self.dispatch(connection)
 
+    def channel(self, slot: int) -> int | None:
+        """The descriptor of the pair to this API server."""
+        link = self._links.get(slot)
+        return None if link is None else link.channel.fileno()
+
     def dispatch(self, connection: socket.socket) -> None:
         """Give the connection to the least busy API server, or keep it until there is one."""
         connection_id = self._next_id

@@ -1,0 +1,313 @@
+"""The launcher: owns the listening socket and the child processes, and nothing else.
+
+Start: bind (a port in use ends it at once), start worker, engine and API servers side by side, accept as soon as one API server
+is up (so that /live and /ready answer while the model loads), say when everything is ready.
+Stop (P8): /ready turns false; after --drain-delay accepting stops; API servers finish what runs; after the last of them the
+lifelines of engine and worker are closed. A second signal stops at once. If the launcher itself is killed, EOF on the lifelines
+ends every child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+import socket
+import sys
+
+from frontend.api_server import ApiServerSettings
+from frontend.app_config import app_config
+from frontend.config import ServeConfig
+from frontend.connections import DRAIN, STOP, Dispatcher, ServerLink, make_pair
+from frontend.division import count_cores, divide_cores
+from frontend.listener import ListenError, Listener
+from frontend.supervisor import Launch, StartFailed, Supervisor
+from ipc.settings import EngineSettings, ModelSettings, WorkerSettings
+from ipc.sockets import make_run_directory, remove_run_directory
+
+RETRY_INTERVAL = 0.2  # seconds between offers of connections that nobody could take
+SERVICE_STOP_TIMEOUT = 10.0  # seconds for worker and engine to end once nobody needs them
+
+_log = logging.getLogger("maxsimd.launcher")
+
+
+def run(config: ServeConfig) -> int:
+    """Serve until a signal.
+
+    Returns:
+        The exit code: 0 after a clean stop, 1 if a process could not be kept running, 2 for wrong settings.
+    """
+    logging.basicConfig(level=config.log_level.upper(), format="maxsimd: %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        listener = Listener(config.host, config.port, config.uds)
+    except ListenError as error:
+        print(f"maxsimd: {error}", file=sys.stderr)
+        return 2
+    try:
+        return asyncio.run(_Launcher(config, listener).main())
+    finally:
+        listener.close()
+
+
+class _Launcher:
+    """One launch."""
+
+    def __init__(self, config: ServeConfig, listener: Listener) -> None:
+        self._config = config
+        self._listener = listener
+        self._has_model = not config.no_engine
+        self._hosts_encoder = self._has_model and config.engine_placement == "worker"
+        self._has_engine = self._has_model and not self._hosts_encoder
+        self._division = divide_cores(count_cores(), config.api_server_count, self._has_model)
+        self._run_directory = make_run_directory()
+        self._secret = secrets.token_bytes(32)
+        self._dispatcher = Dispatcher()
+        self._ends: dict[int, tuple[socket.socket, socket.socket]] = {}  # by slot: our end and the child's
+        self._summaries: dict[str, dict[str, str]] = {}
+        self._ready_slots: set[int] = set()
+        self._fingerprints: dict[str, str] = {}
+        self._signals = 0
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._is_announced = False
+        self._is_draining = False
+        self._services: list[Supervisor] = []
+        self._api_servers: list[Supervisor] = []
+
+    async def main(self) -> int:
+        self._narrate(self._division.describe(self._config.api_server_count))
+        self._narrate(f"listening on {self._listener.url}; /ready turns true when everything is up")
+        self._make_supervisors()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+        tasks = {asyncio.create_task(child.run(), name=child.name) for child in self._services + self._api_servers}
+        housekeeping = asyncio.create_task(self._retry_waiting())
+        try:
+            code = await self._wait_for_the_end(tasks)
+            await self._shut_down(tasks)
+            return code
+        finally:
+            housekeeping.cancel()
+            for child in self._services + self._api_servers:
+                child.kill()
+            await asyncio.gather(*tasks, housekeeping, return_exceptions=True)
+            self._listener.close()
+            self._dispatcher.close()
+            remove_run_directory(self._run_directory)
+
+    async def _wait_for_the_end(self, tasks: set[asyncio.Task[None]]) -> int:
+        """Until a signal (0) or until a child cannot be kept running (its exit code)."""
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({*tasks, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        for task in tasks:
+            if task.done() and (error := task.exception()) is not None:
+                if not isinstance(error, StartFailed):
+                    raise error
+                print(f"maxsimd: {error}", file=sys.stderr, flush=True)
+                return error.exit_code
+        return 0
+
+    # --- children ---------------------------------------------------------------------------------------------
+
+    def _make_supervisors(self) -> None:
+        timeout = self._config.startup_timeout
+        self._services.append(
+            Supervisor("worker", self._prepare_worker, timeout, self._on_worker_up, self._ignore, self._narrate)
+        )
+        if self._has_engine:
+            self._services.append(
+                Supervisor("engine", self._prepare_engine, timeout, self._on_engine_up, self._ignore, self._narrate)
+            )
+        for slot in range(self._config.api_server_count):
+            self._api_servers.append(
+                Supervisor(
+                    f"api server {slot}",
+                    lambda slot=slot: self._prepare_api_server(slot),  # type: ignore[misc]
+                    timeout,
+                    lambda summary, slot=slot: self._on_api_server_up(slot, summary),  # type: ignore[misc]
+                    lambda slot=slot: self._on_api_server_down(slot),  # type: ignore[misc]
+                    self._narrate,
+                )
+            )
+
+    def _model_settings(self) -> ModelSettings:
+        config = self._config
+        return ModelSettings(config.model, config.query_length, config.document_length, config.dtype)
+
+    def _prepare_worker(self) -> Launch:
+        config = self._config
+        settings = WorkerSettings(
+            address=self._address("worker"),
+            running_path=str(self._run_directory / "worker.running"),
+            model=self._model_settings() if self._has_model else None,
+            dim=config.dim,
+            hosts_encoder=self._hosts_encoder,
+            device=config.device,
+            embedding_dtype=config.embedding_dtype,
+            cache_bytes=config.cache_bytes,
+            keep_entries=not config.no_embedding_cache,
+            max_batch_pairs=config.max_batch_pairs,
+            max_batch_tokens=config.max_batch_tokens,
+            threads=self._division.worker,
+            log_level=config.log_level,
+        )
+        return Launch("scorer_worker", settings, _thread_limits(self._division.worker))
+
+    def _prepare_engine(self) -> Launch:
+        settings = EngineSettings(
+            address=self._address("engine"),
+            running_path=str(self._run_directory / "engine.running"),
+            model=self._model_settings(),
+            max_batch_tokens=self._config.max_batch_tokens,
+            threads=self._division.engine,
+            log_level=self._config.log_level,
+        )
+        return Launch("engine", settings, _thread_limits(self._division.engine))
+
+    def _prepare_api_server(self, slot: int) -> Launch:
+        ours, theirs = make_pair()
+        self._ends[slot] = ours, theirs
+        settings = ApiServerSettings(
+            slot=slot,
+            channel=theirs.fileno(),
+            worker_address=self._address("worker"),
+            engine_address=self._address("engine") if self._has_engine else None,
+            secret=self._secret,
+            threads=self._division.api_server,
+            app=app_config(self._config),
+            shutdown_timeout=self._config.shutdown_timeout,
+            log_level=self._config.log_level,
+        )
+        metrics = self._run_directory / "metrics"
+        metrics.mkdir(exist_ok=True)
+        environment = _thread_limits(self._division.api_server) | {
+            "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+            "TOKENIZERS_PARALLELISM": "true" if self._division.api_server > 1 else "false",
+            "MALLOC_ARENA_MAX": "2",  # two malloc arenas in place of eight per core: resident memory stays small
+        }
+        return Launch("frontend.api_server", settings, environment, (theirs.fileno(),))
+
+    def _address(self, service: str) -> str:
+        return f"ipc://{self._run_directory / service}.sock"
+
+    def _ignore(self) -> None:
+        """A service is noticed to be down by its clients."""
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def _on_worker_up(self, summary: dict[str, str]) -> None:
+        self._on_service_up("worker", summary)
+
+    def _on_engine_up(self, summary: dict[str, str]) -> None:
+        self._on_service_up("engine", summary)
+
+    def _on_service_up(self, name: str, summary: dict[str, str]) -> None:
+        self._summaries[name] = summary
+        self._fingerprints[name] = summary.get("fingerprint", "")
+        if len(set(self._fingerprints.values())) > 1:
+            other = next(child for child in self._services if child.name != name)
+            self._narrate(f"the model's files have changed: starting the {other.name} again")
+            del self._fingerprints[other.name]
+            other.kill()
+        if self._is_announced:
+            self._narrate(f"{name}: up again")
+        self._announce_if_ready()
+
+    def _on_api_server_up(self, slot: int, summary: dict[str, str]) -> None:
+        if slot in self._ends:
+            ours, theirs = self._ends.pop(slot)
+            theirs.close()
+            link = ServerLink(slot, ours)
+            loop = asyncio.get_running_loop()
+            loop.add_reader(ours.fileno(), link.receive)
+            self._dispatcher.add(link)
+            if self._is_draining:
+                link.tell(DRAIN)
+            if not self._listener.is_watched and not self._is_draining:
+                self._listener.watch(loop, self._dispatcher.dispatch)
+            if self._is_announced:
+                self._narrate(f"api server {slot}: up again")
+        if summary.get("services") == "ready":
+            self._ready_slots.add(slot)
+            self._announce_if_ready()
+
+    def _on_api_server_down(self, slot: int) -> None:
+        self._ready_slots.discard(slot)
+        for end in self._ends.pop(slot, ()):
+            end.close()
+        channel = self._dispatcher.channel(slot)
+        if channel is not None:
+            asyncio.get_running_loop().remove_reader(channel)
+        self._dispatcher.remove(slot)
+
+    def _announce_if_ready(self) -> None:
+        """The one line at the end of the start."""
+        services_up = len(self._summaries) == len(self._services)
+        if self._is_announced or not services_up or len(self._ready_slots) < self._config.api_server_count:
+            return
+        self._is_announced = True
+        worker, engine = self._summaries["worker"], self._summaries.get("engine", {})
+        model = engine.get("model") or worker.get("model") or f"none, embeddings of dim {self._config.dim}"
+        self._narrate(
+            f"ready  {self._listener.url}  model={model}  device={worker.get('device')}  "
+            f"api_servers={self._config.api_server_count}  store={worker.get('store')}"
+        )
+
+    def _on_signal(self, number: int) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            self._narrate(f"{signal.Signals(number).name}: stopping; once more to stop at once")
+            self._stop.set()
+        else:
+            self._stop_now.set()
+
+    async def _retry_waiting(self) -> None:
+        while True:
+            await asyncio.sleep(RETRY_INTERVAL)
+            self._dispatcher.retry_waiting()
+
+    # --- stop -----------------------------------------------------------------------------------------------------
+
+    async def _shut_down(self, tasks: set[asyncio.Task[None]]) -> None:
+        stop_now = asyncio.create_task(self._stop_now.wait())
+        orderly = asyncio.create_task(self._stop_in_order(tasks))
+        await asyncio.wait({stop_now, orderly}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (stop_now, orderly):
+            task.cancel()
+        await asyncio.gather(stop_now, orderly, return_exceptions=True)
+
+    async def _stop_in_order(self, tasks: set[asyncio.Task[None]]) -> None:
+        by_name = {task.get_name(): task for task in tasks}
+        self._is_draining = True
+        self._dispatcher.tell(DRAIN)
+        if self._config.drain_delay and self._is_announced:
+            await asyncio.sleep(self._config.drain_delay)
+        self._listener.accept_waiting(self._dispatcher.dispatch)
+        self._listener.close()
+        for child in self._api_servers:
+            child.stop_restarting()
+            if not child.is_up:
+                child.close_lifeline()
+        self._dispatcher.tell(STOP)
+        await _wait([by_name[child.name] for child in self._api_servers], self._config.shutdown_timeout + 5)
+        for child in self._services:
+            child.close_lifeline()
+        await _wait([by_name[child.name] for child in self._services], SERVICE_STOP_TIMEOUT)
+        self._narrate("stopped")
+
+    def _narrate(self, line: str) -> None:
+        """One line for people."""
+        print(f"maxsimd: {line}", file=sys.stderr, flush=True)
+
+
+def _thread_limits(threads: int) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+
+
+async def _wait(tasks: list[asyncio.Task[None]], timeout: float) -> None:
+    pending = [task for task in tasks if not task.done()]
+    if pending:
+        await asyncio.wait(pending, timeout=timeout)

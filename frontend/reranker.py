@@ -1,0 +1,593 @@
+"""From a ranking task to its scores: the Score / Missing loop.
+
+A `Score` asks by names only. What is `Missing` is tokenised, encoded by the engine, and supplied with the next one; clients'
+own embeddings are supplied with the first. So documents seen before cost no tokenising, no encoding and no transfer, and
+eviction, a restarted worker, an empty cache and the first request are one code path. The first retry supplies what was missing,
+the second supplies every text, so three `Score`s suffice.
+
+    R1  Requests are cut into parts: at most `max_job_rows` rows and PART_BYTES of supplied embeddings each. Scores are
+        independent per pair, so the cut is not visible.
+    R2  All parts of this process together hold at most the byte budget in embeddings; one request has at most two in flight.
+    R3  A text is tokenised at most once, a query encoded at most once, per request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from array import array
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from frontend.byte_budget import ByteBudget
+from frontend.errors import RequestFailed
+from frontend.ranking import EmbeddingsInput, RankingResult, RankingTask, TextInput, Timings
+from frontend.tokenizer import StatelessTokenizer
+from ipc.arrays import ITEM_BYTES, FrameWriter
+from ipc.client import Frames, Service, ServiceClient
+from ipc.errors import ServiceFailed
+from ipc.messages import (
+    KEY_BYTES,
+    Encode,
+    Encoded,
+    ErrorCode,
+    Missing,
+    ModelSpec,
+    Role,
+    Score,
+    Scores,
+    SuppliedEmbeddings,
+    SuppliedTokens,
+)
+
+PART_BYTES = 4 * 2**20  # of encoded embeddings in one Score: a second or so of a CPU engine's work
+VALUE_PART_BYTES = 16 * 2**20  # of a client's own embeddings in one Score
+BUDGET_BYTES = 32 * 2**20
+PARTS_IN_FLIGHT = 2  # of one request: one is encoded while another is scored
+TOKENISE_TEXTS = 128  # texts in one call of the tokenizer: bounds its memory
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """The model as this process knows it."""
+
+    fingerprint: bytes
+    spec: ModelSpec
+    tokenizer: StatelessTokenizer
+
+
+@dataclass(slots=True)
+class _Tokenized:
+    """One text's ids; the last `expansion` of them are expansion rows."""
+
+    token_ids: array[int]
+    expansion: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.token_ids) - self.expansion
+
+
+@dataclass(slots=True)
+class _EncodedText:
+    """One text's token embeddings, [rows, dim] float32."""
+
+    embeddings: memoryview
+    rows: int
+
+
+@dataclass(slots=True)
+class _Part:
+    """Some of a task's pairs, and the texts that are supplied with them."""
+
+    pairs: Sequence[int]  # positions in the task's pairs
+    supply: set[int] = field(default_factory=set)  # texts: queries first, then documents
+
+
+class Reranker:
+    """Scores ranking tasks with the help of the worker and the engine."""
+
+    def __init__(self, worker: ServiceClient, engine: ServiceClient | None, threads: int) -> None:
+        self.worker = worker
+        self.engine = engine
+        self.tokenized_texts = 0
+        self.encoded_tokens = 0
+        self._executor = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="tokenise")
+        self._budget = ByteBudget(BUDGET_BYTES)
+        self._model: _Model | None = None
+        self._building: asyncio.Task[None] | None = None
+
+    def take_model(self, service: Service) -> None:
+        """The service with the encoder has announced its model: build the tokenizer, off the event loop."""
+        if service.spec is not None:
+            self._building = asyncio.create_task(self._build_model(service, service.spec), name="build tokenizer")
+
+    async def _build_model(self, service: Service, spec: ModelSpec) -> None:
+        loop = asyncio.get_running_loop()
+        tokenizer = await loop.run_in_executor(self._executor, StatelessTokenizer, spec, service.tokenizer)
+        self._model = _Model(service.ready.fingerprint, spec, tokenizer)
+
+    def close(self) -> None:
+        """Stop the tokenising threads."""
+        if self._building is not None:
+            self._building.cancel()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """The model's spec; None where only embeddings by value are served, or before the encoder was there."""
+        return self._model.spec if self._model else None
+
+    @property
+    def tokenizer(self) -> StatelessTokenizer | None:
+        return self._model.tokenizer if self._model else None
+
+    @property
+    def fingerprint(self) -> bytes | None:
+        return self._model.fingerprint if self._model else None
+
+    @property
+    def dim(self) -> int | None:
+        """Width of an embedding; None before the worker was there."""
+        return self.worker.service.ready.dim if self.worker.service else None
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether this server is meant to take texts (its encoder may be away just now)."""
+        return self.engine is not None or (self.worker.service is not None and self.worker.service.ready.hosts_encoder)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether everything a request may need is there, and worker and engine speak of the same model."""
+        service = self.worker.service
+        if service is None or not self.worker.is_ready:
+            return False
+        if not self.has_encoder:
+            return True
+        if self._model is None or (self.engine is not None and not self.engine.is_ready):
+            return False
+        return self._model.fingerprint == service.ready.fingerprint
+
+    async def statistics(self) -> dict[str, dict[str, float]]:
+        """Counters of the services that answer, by service."""
+        clients = [client for client in (self.worker, self.engine) if client is not None]
+        answers = await asyncio.gather(*(client.statistics(1.0) for client in clients), return_exceptions=True)
+        return {
+            client.name: answer
+            for client, answer in zip(clients, answers, strict=True)
+            if not isinstance(answer, BaseException)
+        }
+
+    async def score(self, task: RankingTask) -> RankingResult:
+        """The raw MaxSim scores of a task's pairs.
+
+        Raises:
+            RequestFailed: the request is at fault; the message names the field.
+            ServiceFailed: the services could not answer in time, or at all.
+        """
+        return await _Ranking(self, task).run()
+
+
+class _Ranking:
+    """One task on its way."""
+
+    def __init__(self, reranker: Reranker, task: RankingTask) -> None:
+        self._reranker = reranker
+        self._worker = reranker.worker
+        self._engine = reranker.engine
+        self._task = task
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + task.deadline - time.monotonic()
+        self._texts = [*task.queries, *task.documents]
+        self._num_queries = len(task.queries)
+        self._keys = _name_texts(self._texts)
+        self._scores = array("f", bytes(4 * self._num_pairs))
+        self._rows = [0] * len(self._texts)
+        self._prompt_tokens = [0] * len(self._texts)
+        self._tokenized: dict[int, _Tokenized] = {}
+        self._queries: dict[int, _EncodedText] = {}
+        self._query_lock = asyncio.Lock()
+        self._parallel = asyncio.Semaphore(PARTS_IN_FLIGHT)
+        self._timings = Timings()
+        self._encoded_tokens = 0
+
+    async def run(self) -> RankingResult:
+        service = await self._wait_worker()
+        self._check(service)
+        by_value = {i for i, text in enumerate(self._texts) if isinstance(text, EmbeddingsInput)}
+        parts = self._split(range(self._num_pairs), by_value, service)
+        await _all([self._score_part(part, 1) for part in parts])
+        queries = self._num_queries
+        return RankingResult(
+            scores=self._scores,
+            query_rows=self._rows[:queries],
+            query_prompt_tokens=self._prompt_tokens[:queries],
+            document_prompt_tokens=self._prompt_tokens[queries:],
+            encoded_tokens=self._encoded_tokens,
+            timings=self._timings,
+        )
+
+    @property
+    def _num_pairs(self) -> int:
+        return len(self._task.documents) if self._task.pairs is None else len(self._task.pairs)
+
+    def _pair(self, position: int) -> tuple[int, int]:
+        """The pair's texts, as positions in `_texts`."""
+        if self._task.pairs is None:
+            return 0, self._num_queries + position
+        query, document = self._task.pairs[position]
+        return query, self._num_queries + document
+
+    def _name(self, text: int) -> str:
+        """The field a user would recognise."""
+        return self._task.name_of(text)
+
+    async def _wait_worker(self) -> Service:
+        return await self._worker.wait_ready(max(0.0, self._deadline - self._loop.time()))
+
+    def _check(self, service: Service) -> None:
+        """Embeddings by value have the model's width, and every single pair fits the store."""
+        dim, limit = service.ready.dim, service.ready.limits.max_job_rows
+        for index, text in enumerate(self._texts):
+            if not isinstance(text, EmbeddingsInput):
+                continue
+            name = self._name(index)
+            if text.dim != dim:
+                raise _invalid(f"{name}.embeddings: shape [{text.rows}, {text.dim}], this server's dim is {dim}", name)
+            if text.rows > limit // 2:
+                raise _invalid(f"{name}.embeddings: {text.rows} rows, at most {limit // 2}", name)
+
+    # --- one part -------------------------------------------------------------------------------------------------
+
+    async def _score_part(self, part: _Part, attempt: int) -> None:
+        """Have the worker score the part; supply what it lacks, in smaller parts where that is much."""
+        missing = await self._ask(part)
+        if not missing:
+            return
+        if attempt == ATTEMPTS:
+            raise ServiceFailed(ErrorCode.UNAVAILABLE, "the embedding store was replaced while scoring", 100)
+        supply = part.supply | missing
+        if attempt == ATTEMPTS - 1:
+            supply = {text for position in part.pairs for text in self._pair(position)}
+        await self._prepare(supply)
+        parts = self._split(part.pairs, supply, await self._wait_worker())
+        await _all([self._score_part(smaller, attempt + 1) for smaller in parts])
+
+    async def _ask(self, part: _Part) -> set[int]:
+        """Send one Score.
+
+        Returns:
+            The texts that are missing; empty: the part's scores are there.
+        """
+        async with self._parallel, self._reranker._budget.hold(self._supplied_bytes(part.supply)):
+            message, writer, order = await self._build_score(part)
+            started = self._loop.time()
+            try:
+                answer, frames = await self._worker.request(message, writer.frames, self._deadline)
+            except ServiceFailed as error:
+                raise self._explain(error, order) from None
+            self._timings.worker += self._loop.time() - started
+        match answer:
+            case Scores():
+                self._record(part, order, answer, frames)
+                return set()
+            case Missing():
+                which = frames[answer.which.frame - 1].cast("i")
+                missing_keys = {self._keys[order[position]] for position in which}
+                return {text for text in order if self._keys[text] in missing_keys}
+            case Encoded():
+                raise ServiceFailed(ErrorCode.INTERNAL, "the worker answered a Score with Encoded")
+
+    async def _build_score(self, part: _Part) -> tuple[Score, FrameWriter, list[int]]:
+        """The message, its frames, and which text stands at each position of its key frame."""
+        pairs = [self._pair(position) for position in part.pairs]
+        queries = list(dict.fromkeys(query for query, _ in pairs))
+        documents = list(dict.fromkeys(document for _, document in pairs))
+        order = queries + documents
+        writer = FrameWriter()
+        keys = writer.add_keys([self._keys[text] for text in order])
+        pairs_ref = None
+        if len(queries) > 1 or len(documents) != len(pairs):
+            place_q = {text: place for place, text in enumerate(queries)}
+            place_d = {text: place for place, text in enumerate(documents)}
+            flat = array("i", (place for q, d in pairs for place in (place_q[q], place_d[d])))
+            pairs_ref = writer.add(flat, "int32", [len(pairs), 2])
+        supplied = await self._supply(part.supply, order, writer)
+        message = Score(
+            epoch=0,
+            request_id=0,
+            client=self._task.client,
+            budget_ms=0,
+            num_queries=len(queries),
+            num_documents=len(documents),
+            keys=keys,
+            pairs=pairs_ref,
+            supplied=supplied,
+        )
+        return message, writer, order
+
+    def _record(self, part: _Part, order: list[int], answer: Scores, frames: Frames) -> None:
+        scores = frames[answer.scores.frame - 1].cast("f")
+        rows = frames[answer.rows.frame - 1].cast("i")
+        prompt_tokens = frames[answer.prompt_tokens.frame - 1].cast("i")
+        if len(scores) != len(part.pairs) or len(rows) != len(order):
+            raise ServiceFailed(ErrorCode.INTERNAL, "the worker answered with another number of scores")
+        if len(part.pairs) == self._num_pairs:
+            self._scores = array("f", scores)
+        else:
+            for position, score in zip(part.pairs, scores, strict=True):
+                self._scores[position] = score
+        for place, text in enumerate(order):
+            self._rows[text] = rows[place]
+            self._prompt_tokens[text] = prompt_tokens[place]
+        self._timings.score += answer.score_us / 1e6
+        self._timings.queue += answer.queue_us / 1e6
+
+    def _explain(self, error: ServiceFailed, order: list[int]) -> Exception:
+        """An error about one of the message's texts, in the words of the user's request."""
+        if error.code is not ErrorCode.INVALID_REQUEST or error.which is None or error.which >= len(order):
+            return error
+        name = self._name(order[error.which])
+        return _invalid(f"{name}.{error.message}", name)
+
+    # --- what is supplied -----------------------------------------------------------------------------------------
+
+    async def _prepare(self, supply: set[int]) -> None:
+        """Tokenise the texts that will be supplied; encode the queries, which go with every part."""
+        texts = [i for i in sorted(supply) if i not in self._tokenized and isinstance(self._texts[i], TextInput)]
+        queries = [i for i in texts if i < self._num_queries]
+        await self._tokenise("query", queries)
+        await self._tokenise("document", [i for i in texts if i >= self._num_queries])
+        if self._engine is None:
+            return
+        async with self._query_lock:
+            wanted = [i for i in sorted(supply) if i < self._num_queries and i in self._tokenized]
+            left = [i for i in wanted if i not in self._queries]
+            if left:
+                self._queries.update(await self._encode("query", left))
+
+    async def _tokenise(self, role: Role, texts: list[int]) -> None:
+        if not texts:
+            return
+        model = self._reranker._model
+        if model is None:
+            raise ServiceFailed(ErrorCode.UNAVAILABLE, "the encoder is not ready", 1000)
+        task = self._task
+        max_length = task.max_tokens_per_query if role == "query" else task.max_tokens_per_doc
+        started = self._loop.time()
+        for start in range(0, len(texts), TOKENISE_TEXTS):
+            some = texts[start : start + TOKENISE_TEXTS]
+            result = await self._loop.run_in_executor(
+                self._reranker._executor,
+                model.tokenizer.encode,
+                role,
+                [self._text(i) for i in some],
+                max_length,
+                task.truncation,
+                [self._name(i) for i in some],
+            )
+            offset = 0
+            for text, length, expansion in zip(some, result.lengths, result.expansion, strict=True):
+                self._tokenized[text] = _Tokenized(result.token_ids[offset : offset + length], expansion)
+                offset += length
+        self._reranker.tokenized_texts += len(texts)
+        self._timings.tokenize += self._loop.time() - started
+
+    def _text(self, index: int) -> str:
+        text = self._texts[index]
+        assert isinstance(text, TextInput)
+        return text.text
+
+    async def _encode(self, role: Role, texts: list[int]) -> dict[int, _EncodedText]:
+        """Have the engine encode tokenised texts of one role."""
+        assert self._engine is not None
+        writer = FrameWriter()
+        tokens = [self._tokenized[text] for text in texts]
+        token_ids = _concatenate(tokens)
+        message = Encode(
+            epoch=0,
+            request_id=0,
+            client=self._task.client,
+            budget_ms=0,
+            role=role,
+            keys=writer.add_keys([self._keys[text] for text in texts]),
+            lengths=writer.add_ints(len(entry.token_ids) for entry in tokens),
+            expansion=writer.add_ints(entry.expansion for entry in tokens),
+            token_ids=writer.add_ints(token_ids),
+        )
+        started = self._loop.time()
+        answer, frames = await self._engine.request(message, writer.frames, self._deadline, tokens=len(token_ids))
+        self._timings.encode += self._loop.time() - started
+        self._encoded_tokens += len(token_ids)
+        self._reranker.encoded_tokens += len(token_ids)
+        if not isinstance(answer, Encoded) or answer.embeddings.dtype != "float32":
+            raise ServiceFailed(ErrorCode.INTERNAL, f"the engine answered an Encode with {type(answer).__name__}")
+        return dict(zip(texts, _cut_rows(answer, frames, len(texts)), strict=True))
+
+    async def _supply(
+        self, supply: set[int], order: list[int], writer: FrameWriter
+    ) -> list[SuppliedEmbeddings | SuppliedTokens]:
+        """What goes with a Score for the texts of `supply`; equal texts go once."""
+        place_of = {self._keys[text]: place for place, text in reversed(list(enumerate(order))) if text in supply}
+        texts = [order[place] for place in sorted(place_of.values())]
+        places = {text: place_of[self._keys[text]] for text in texts}
+        supplied: list[SuppliedEmbeddings | SuppliedTokens] = []
+        by_value = [i for i in texts if isinstance(self._texts[i], EmbeddingsInput)]
+        supplied += self._supply_values(by_value, places, writer)
+        named = [i for i in texts if isinstance(self._texts[i], TextInput)]
+        if not named:
+            return supplied
+        queries = [i for i in named if i < self._num_queries]
+        documents = [i for i in named if i >= self._num_queries]
+        if self._engine is None:
+            supplied += [
+                self._supply_tokens(role, some, places, writer)
+                for role, some in (("query", queries), ("document", documents))
+                if some
+            ]
+            return supplied
+        encoded = {i: self._queries[i] for i in queries}
+        if documents:
+            encoded |= await self._encode("document", documents)
+        supplied.append(self._supply_encoded(encoded, places, writer))
+        return supplied
+
+    def _supply_values(
+        self, texts: list[int], places: dict[int, int], writer: FrameWriter
+    ) -> Iterator[SuppliedEmbeddings]:
+        """A client's own embeddings: they live for this job only."""
+        for dtype in ("float32", "float16"):
+            some = [(i, value) for i in texts if isinstance(value := self._texts[i], EmbeddingsInput)]
+            some = [(i, value) for i, value in some if value.dtype == dtype]
+            if not some:
+                continue
+            rows = [value.rows for _, value in some]
+            data = b"".join(value.embeddings for _, value in some)
+            yield SuppliedEmbeddings(
+                which=writer.add_ints(places[i] for i, _ in some),
+                rows=writer.add_ints(rows),
+                prompt_tokens=writer.add_ints([0] * len(some)),
+                embeddings=writer.add(data, dtype, [sum(rows), some[0][1].dim]),
+                keep=False,
+            )
+
+    def _supply_encoded(
+        self, encoded: dict[int, _EncodedText], places: dict[int, int], writer: FrameWriter
+    ) -> SuppliedEmbeddings:
+        rows = [entry.rows for entry in encoded.values()]
+        data = b"".join(entry.embeddings for entry in encoded.values())
+        dim = self._reranker.dim
+        assert dim is not None
+        return SuppliedEmbeddings(
+            which=writer.add_ints(places[i] for i in encoded),
+            rows=writer.add_ints(rows),
+            prompt_tokens=writer.add_ints(self._tokenized[i].prompt_tokens for i in encoded),
+            embeddings=writer.add(data, "float32", [sum(rows), dim]),
+        )
+
+    def _supply_tokens(
+        self, role: Role, texts: list[int], places: dict[int, int], writer: FrameWriter
+    ) -> SuppliedTokens:
+        tokens = [self._tokenized[i] for i in texts]
+        token_ids = _concatenate(tokens)
+        self._encoded_tokens += len(token_ids)
+        self._reranker.encoded_tokens += len(token_ids)
+        return SuppliedTokens(
+            role=role,
+            which=writer.add_ints(places[i] for i in texts),
+            lengths=writer.add_ints(len(entry.token_ids) for entry in tokens),
+            expansion=writer.add_ints(entry.expansion for entry in tokens),
+            token_ids=writer.add_ints(token_ids),
+        )
+
+    # --- cutting a task into parts --------------------------------------------------------------------------------
+
+    def _split(self, pairs: Sequence[int], supply: set[int], service: Service) -> list[_Part]:
+        """Parts within R1. Pairs that need a document supplied and pairs that do not go apart, so that a large part of names
+        stays one small message."""
+        limit = service.ready.limits.max_job_rows
+        named = [p for p in pairs if self._pair(p)[1] not in supply] if supply else pairs
+        carried = [p for p in pairs if self._pair(p)[1] in supply] if supply else []
+        return [*self._cut(named, supply, limit), *self._cut(carried, supply, limit)]
+
+    def _cut(self, pairs: Sequence[int], supply: set[int], limit_rows: int) -> list[_Part]:
+        parts: list[_Part] = []
+        current: list[int] = []
+        seen: set[int] = set()
+        rows = size = 0
+        for position in pairs:
+            new = [text for text in self._pair(position) if text not in seen]
+            new_rows = sum(self._max_rows(text) for text in new)
+            new_size = sum(self._part_share(text) for text in new if text in supply)
+            if current and (rows + new_rows > limit_rows or size + new_size > PART_BYTES):
+                parts.append(_Part(current, seen & supply))
+                current, seen, rows, size = [], set(), 0, 0
+                new = list(self._pair(position))
+                new_rows = sum(self._max_rows(text) for text in new)
+                new_size = sum(self._part_share(text) for text in new if text in supply)
+            current.append(position)
+            seen.update(new)
+            rows += new_rows
+            size += new_size
+        if current:
+            parts.append(_Part(current, seen & supply))
+        return parts
+
+    def _max_rows(self, text: int) -> int:
+        """An upper bound of the rows of a text: exact once it is tokenised."""
+        value = self._texts[text]
+        if isinstance(value, EmbeddingsInput):
+            return value.rows
+        if text in self._tokenized:
+            return len(self._tokenized[text].token_ids)
+        spec = self._reranker.spec
+        if spec is None:
+            return 0
+        role = spec.query if text < self._num_queries else spec.document
+        return max(min(role.max_length, 4 * len(value.text) + 8), role.expansion_length)
+
+    def _part_share(self, text: int) -> int:
+        """The bytes of a supplied text, such that PART_BYTES fill a part (clients' own embeddings may be more)."""
+        size = self._text_bytes(text)
+        return size if isinstance(self._texts[text], TextInput) else size * PART_BYTES // VALUE_PART_BYTES
+
+    def _text_bytes(self, text: int) -> int:
+        value = self._texts[text]
+        if isinstance(value, EmbeddingsInput):
+            return value.rows * value.dim * ITEM_BYTES[value.dtype]
+        return self._max_rows(text) * (self._reranker.dim or 0) * ITEM_BYTES["float32"]
+
+    def _supplied_bytes(self, supply: Iterable[int]) -> int:
+        """What a part holds in memory beyond its request's body."""
+        return sum(self._text_bytes(text) for text in supply)
+
+
+def _name_texts(texts: Sequence[TextInput | EmbeddingsInput]) -> list[bytes]:
+    """The key of each text; embeddings by value get a name nobody else has."""
+    prefix = secrets.token_bytes(KEY_BYTES - 4)
+    return [
+        text.key if isinstance(text, TextInput) else prefix + index.to_bytes(4, "little")
+        for index, text in enumerate(texts)
+    ]
+
+
+def _concatenate(tokens: list[_Tokenized]) -> array[int]:
+    token_ids = array("i")
+    for entry in tokens:
+        token_ids.extend(entry.token_ids)
+    return token_ids
+
+
+def _cut_rows(answer: Encoded, frames: Frames, count: int) -> Iterator[_EncodedText]:
+    """The texts' embeddings, as views of the one frame they came in."""
+    rows = frames[answer.rows.frame - 1].cast("i")
+    if len(rows) != count:
+        raise ServiceFailed(ErrorCode.INTERNAL, "the engine answered with another number of texts")
+    data = frames[answer.embeddings.frame - 1]
+    row_bytes = answer.embeddings.shape[1] * ITEM_BYTES[answer.embeddings.dtype]
+    offset = 0
+    for num_rows in rows:
+        yield _EncodedText(data[offset : offset + num_rows * row_bytes], num_rows)
+        offset += num_rows * row_bytes
+
+
+async def _all(parts: Sequence[Coroutine[None, None, None]]) -> None:
+    """Run all; the first failure cancels the others and is raised."""
+    if len(parts) == 1:
+        await parts[0]
+        return
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _invalid(message: str, param: str) -> RequestFailed:
+    return RequestFailed(ErrorCode.INVALID_REQUEST, message, param=param)

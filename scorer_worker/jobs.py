@@ -1,0 +1,123 @@
+"""One `Score` on its way through the worker, from its frames to its answer.
+
+A job is in one state at a time; `Worker` moves it, in one function.
+
+    WAITING    for room in the store; holds nothing but its message
+    ENCODING   holds its entries; some of them are not filled yet
+    SCORING    all its entries are filled; the batcher hands out its pairs
+"""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from dataclasses import dataclass, field
+
+from ipc.arrays import ITEM_BYTES, split_keys
+from ipc.codec import num_pairs
+from ipc.messages import Score, SuppliedEmbeddings, SuppliedTokens
+from ipc.running import RequestName
+from ipc.service import Request
+from scorer_worker.store import Entry
+
+
+class JobState(enum.Enum):
+    """See the table on top."""
+
+    WAITING = "waiting"
+    ENCODING = "encoding"
+    SCORING = "scoring"
+
+
+@dataclass(frozen=True, slots=True)
+class SuppliedRows:
+    """One text's embeddings, [rows, dim] of `dtype`, as they came."""
+
+    position: int  # in the key frame
+    embeddings: memoryview
+    dtype: str
+    rows: int
+    prompt_tokens: int
+    keep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SuppliedIds:
+    """One text's token ids, for the encoder that the worker hosts."""
+
+    position: int
+    role: str
+    token_ids: memoryview  # int32
+    expansion: int
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """What a `Score` asks for, and how far it is."""
+
+    request: Request
+    message: Score
+    keys: list[bytes]
+    places: dict[bytes, int]  # key -> its first position in the key frame
+    supplied: dict[bytes, SuppliedRows | SuppliedIds]
+    num_pairs: int
+    is_suspect: bool
+    arrived: float
+    state: JobState = JobState.WAITING
+    entries: dict[bytes, Entry] = field(default_factory=dict)  # pinned
+    unfilled: set[bytes] = field(default_factory=set)  # keys of entries that are being encoded
+    scores: array[float] = field(default_factory=lambda: array("f"))
+    scored: int = 0  # pairs
+    admitted: float = 0.0
+    score_seconds: float = 0.0
+
+    @property
+    def name(self) -> RequestName:
+        return self.request.name
+
+
+def read_job(request: Request, is_suspect: bool, now: float) -> Job:
+    """A job from a decoded `Score`, whose arrays have been checked by the codec."""
+    message = request.message
+    assert isinstance(message, Score)
+    frames = request.frames
+    keys = split_keys(frames[message.keys.frame - 1])
+    places: dict[bytes, int] = {}
+    for position, key in enumerate(keys):
+        places.setdefault(key, position)
+    supplied: dict[bytes, SuppliedRows | SuppliedIds] = {}
+    for part in message.supplied:
+        if isinstance(part, SuppliedEmbeddings):
+            supplied.update((keys[text.position], text) for text in _read_rows(part, request))
+        else:
+            supplied.update((keys[text.position], text) for text in _read_ids(part, request))
+    return Job(request, message, keys, places, supplied, num_pairs(message), is_suspect, now)
+
+
+def _read_rows(part: SuppliedEmbeddings, request: Request) -> list[SuppliedRows]:
+    which, rows, prompt_tokens = (
+        request.frames[ref.frame - 1].cast("i") for ref in (part.which, part.rows, part.prompt_tokens)
+    )
+    data = request.frames[part.embeddings.frame - 1]
+    row_bytes = part.embeddings.shape[1] * ITEM_BYTES[part.embeddings.dtype]
+    texts = []
+    offset = 0
+    for position, num_rows, tokens in zip(which, rows, prompt_tokens, strict=True):
+        end = offset + num_rows * row_bytes
+        texts.append(
+            SuppliedRows(position, data[offset:end], part.embeddings.dtype, num_rows, tokens, part.keep)
+        )
+        offset = end
+    return texts
+
+
+def _read_ids(part: SuppliedTokens, request: Request) -> list[SuppliedIds]:
+    which, lengths, expansion, token_ids = (
+        request.frames[ref.frame - 1].cast("i") for ref in (part.which, part.lengths, part.expansion, part.token_ids)
+    )
+    texts = []
+    offset = 0
+    for position, length, extra in zip(which, lengths, expansion, strict=True):
+        texts.append(SuppliedIds(position, part.role, token_ids[offset : offset + length], extra))
+        offset += length
+    return texts
