@@ -44,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"maxsimd: {error}\n")
         return EXIT_USAGE
+    if config.is_open:
+        sys.stderr.write(
+            f"maxsimd: warning: anybody who reaches {config.host} can use this server: no --api-key is set\n"
+        )
     from frontend import launcher  # only now: --help and a wrong setting answer at once
 
     return launcher.run(config)

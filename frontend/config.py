@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -151,7 +152,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         int,
         Option(
             PROCESSES,
-            "API server processes. They parse, tokenise and answer, without torch. Raise it when they are the busy ones.",
+            "API server processes, which parse, tokenise and answer without torch. Raise it when they are busy.",
             whole_number(1, MAX_API_SERVERS),
             "N",
             default_text="1 below 4 cores, else a quarter of the cores, at most 4",
@@ -267,7 +268,6 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "A larger request body is a 413.",
             size(2**10, 2**31),
             "SIZE",
-            default_text="64MiB",
         ),
     ] = 64 * 2**20
     request_timeout: Annotated[
@@ -278,7 +278,6 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "5m are understood too, here and below.",
             seconds(0.001, DAY),
             "SECONDS",
-            default_text="30",
         ),
     ] = 30.0
     startup_timeout: Annotated[
@@ -288,7 +287,6 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "Longest time until everything is ready, else the start has failed. Raise it for a large model.",
             seconds(1, DAY),
             "SECONDS",
-            default_text="300",
         ),
     ] = 300.0
     shutdown_timeout: Annotated[
@@ -298,7 +296,6 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "Longest time that a stop waits for the requests in flight.",
             seconds(0, DAY),
             "SECONDS",
-            default_text="30",
         ),
     ] = 30.0
     drain_delay: Annotated[
@@ -309,7 +306,6 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "load balancer needs to notice.",
             seconds(0, DAY),
             "SECONDS",
-            default_text="0",
         ),
     ] = 0.0
 
@@ -324,24 +320,27 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "KEY",
             default_text="none: no key is asked for",
             repeatable=True,
+            empty_is_wrong=True,
         ),
     ] = ()
     api_key_file: Annotated[
         str | None,
         Option(
             SECURITY,
-            "File with one key per line, added to those of --api-key. Empty lines and lines that begin with # do not count.",
+            "File with one key per line, added to those of --api-key. Empty lines do not count, nor do lines that "
+            "begin with #.",
             text,
             "PATH",
             default_text="none",
+            empty_is_wrong=True,
         ),
     ] = None
     expose_timings: Annotated[
         bool,
         Option(
             SECURITY,
-            "Add the times of tokenising, queueing, encoding and scoring as response headers. They tell a client what was "
-            "in the store.",
+            "Add the times of tokenising, queueing, encoding and scoring as response headers. They tell a client what "
+            "was in the store.",
             switch,
         ),
     ] = False
@@ -368,6 +367,11 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
         shown["api_key"] = f"<{len(self.api_key)}>"
         return f"ServeConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody on the network may use the server: no key is asked for beyond this machine."""
+        return self.uds is None and not self.api_key and not _is_loopback(self.host)
 
     @property
     def cache_bytes(self) -> int:
@@ -408,9 +412,10 @@ def settings_page() -> str:
         "",
         "Generated from `frontend/config.py` by `python -m frontend.config > docs/settings.md`.",
         "",
-        "A flag wins over its environment variable, a variable over the default. An empty variable counts as unset, but for",
-        "`MAXSIMD_API_KEY`: empty, it stops the start, so that a missing secret does not open the server. Lists are",
-        "comma-separated in a variable. Sizes: `512MiB`, `4GiB`, or bytes. Durations: seconds, or `500ms`, `5m`, `1h`.",
+        "A flag wins over its environment variable, a variable over the default. An empty variable counts as unset,",
+        "but for those of API keys: a secret that is missing must not open the server. Lists are comma-separated in a",
+        "variable; a switch takes 1 or 0. Sizes: `512MiB`, `4GiB`, or bytes. Durations: seconds, or `500ms`, `5m`,",
+        "`1h`.",
     ]
     group = ""
     for named in options():
@@ -437,6 +442,13 @@ def _read_keys(path: str) -> list[str]:
     if not keys:  # an empty file must not open the server to everybody
         raise ConfigError(f"--api-key-file: {path} holds no key")
     return keys
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def _check_key(key: str) -> None:

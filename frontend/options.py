@@ -37,6 +37,7 @@ class Option:
         default_text: the default in words, where it is computed or not obvious from the value.
         repeatable: the flag may be given several times; its variable holds a comma-separated list.
         positional: given without a flag.
+        empty_is_wrong: an empty variable does not count as unset: a secret that is missing must not open the server.
     """
 
     group: str
@@ -46,6 +47,7 @@ class Option:
     default_text: str = ""
     repeatable: bool = False
     positional: bool = False
+    empty_is_wrong: bool = False
 
     @property
     def is_switch(self) -> bool:
@@ -72,7 +74,11 @@ class NamedOption:
     def shown_default(self) -> str:
         if self.option.default_text:
             return self.option.default_text
-        return "off" if self.option.is_switch else str(self.default)
+        if self.option.is_switch:
+            return "off"
+        if self.option.metavar == "SIZE" and isinstance(self.default, int):
+            return format_size(self.default)
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
 
 # --- what a value may be --------------------------------------------------------------------------------------
@@ -182,9 +188,9 @@ def read(
         if hasattr(arguments, named.field):
             given[named.field] = _parse(named, named.flag, getattr(arguments, named.field))
         elif named.variable in environment:
-            texts = environment[named.variable]
-            if texts.strip() or named.option.repeatable:  # an empty variable counts as unset, but for a list of keys
-                words = texts.split(",") if named.option.repeatable else [texts]
+            value = environment[named.variable]
+            if value.strip() or named.option.empty_is_wrong:
+                words = value.split(",") if named.option.repeatable else [value]
                 given[named.field] = _parse(named, named.variable, [word.strip() for word in words])
     return given
 
