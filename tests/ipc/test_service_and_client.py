@@ -1,0 +1,336 @@
+"""Endpoint and client over real sockets: one answer each, whatever dies, stalls or sends garbage in between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+import threading
+import time
+from array import array
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ipc.arrays import FrameWriter
+from ipc.client import ServiceClient
+from ipc.errors import ServiceFailed
+from ipc.messages import (
+    IDENTITY_BYTES,
+    KEY_BYTES,
+    Credits,
+    ErrorCode,
+    Limits,
+    Score,
+    Scores,
+)
+from ipc.service import Cancelled, Description, Endpoint, Event, Gone, Request
+from ipc.sockets import bind_router, connect_dealer, make_run_directory, remove_run_directory
+
+Handler = Callable[[Endpoint, Event], None]
+CLIENT = b"someone!"
+LIMIT = 10.0  # seconds that anything here may take
+
+
+def describe(capacity: Credits = Credits(bytes=2**20, tokens=1000)) -> Description:
+    return Description(dim=4, fingerprint=b"f" * 16, limits=Limits(1000, 2**20, 100), capacity=capacity)
+
+
+def answer_with_key_sum(endpoint: Endpoint, event: Event) -> None:
+    """The score of each document is the sum of its key's bytes: any mix-up shows."""
+    if not isinstance(event, Request):
+        return
+    assert isinstance(event.message, Score)
+    keys = bytes(event.frames[event.message.keys.frame - 1])
+    documents = range(event.message.num_queries, event.message.num_queries + event.message.num_documents)
+    scores = array("f", (float(sum(keys[i * KEY_BYTES : (i + 1) * KEY_BYTES])) for i in documents))
+    writer = FrameWriter()
+    texts = len(keys) // KEY_BYTES
+    message = Scores(
+        event.name[1],
+        writer.add(scores, "float32", [len(scores)]),
+        writer.add_ints([1] * texts),
+        writer.add_ints([1] * texts),
+        endpoint.credits(),
+    )
+    endpoint.answer(event.name, message, writer.frames)
+
+
+class RunningService:
+    """A real endpoint in a thread of its own, with a handler for its events."""
+
+    def __init__(self, address: str, handler: Handler, description: Description | None = None) -> None:
+        self.events: list[Event] = []
+        self._stopping = threading.Event()
+        self._started = threading.Event()
+        self._handler = handler
+        self._address = address
+        self._description = description or describe()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        assert self._started.wait(LIMIT)
+
+    def _run(self) -> None:
+        endpoint = Endpoint(self._address, self._description, lambda: {"events": len(self.events)}, time.monotonic)
+        self.endpoint = endpoint
+        self._started.set()
+        while not self._stopping.is_set():
+            endpoint.wait(0.02)
+            for event in endpoint.receive():
+                self.events.append(event)
+                self._handler(endpoint, event)
+        endpoint.close()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(LIMIT)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    path = make_run_directory()
+    yield path
+    remove_run_directory(path)
+
+
+@pytest.fixture
+def address(directory: Path) -> str:
+    return f"ipc://{directory}/service.sock"
+
+
+@contextlib.asynccontextmanager
+async def client_of(address: str) -> AsyncIterator[ServiceClient]:
+    client = ServiceClient("worker", address)
+    await client.start()
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def ask(documents: list[bytes], payload: int = 0) -> tuple[Score, FrameWriter]:
+    writer = FrameWriter()
+    keys = writer.add_keys([b"q" * KEY_BYTES, *documents])
+    if payload:
+        writer.frames.append(bytes(payload))
+    return Score(0, 0, CLIENT, 0, 1, len(documents), keys), writer
+
+
+async def scores_of(client: ServiceClient, documents: list[bytes], timeout: float = LIMIT) -> list[float]:
+    message, writer = ask(documents)
+    answer, frames = await client.request(message, writer.frames, asyncio.get_running_loop().time() + timeout)
+    assert isinstance(answer, Scores)
+    return list(frames[answer.scores.frame - 1].cast("f"))
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_many_requests_of_several_clients_each_get_their_own_answer(address: str) -> None:
+    service = RunningService(address, answer_with_key_sum)
+
+    async def one_client() -> None:
+        async with client_of(address) as client:
+            documents = [[secrets.token_bytes(KEY_BYTES) for _ in range(n % 7 + 1)] for n in range(100)]
+            answers = await asyncio.gather(*(scores_of(client, some) for some in documents))
+            assert answers == [[float(sum(key)) for key in some] for some in documents]
+
+    async def main() -> None:
+        await asyncio.gather(*(one_client() for _ in range(3)))
+
+    asyncio.run(main())
+    service.stop()
+
+
+def test_requests_in_flight_survive_the_death_of_the_service(address: str) -> None:
+    """P6: the first service takes the requests and never answers; its successor, of another epoch, gets them again."""
+    silent = RunningService(address, lambda endpoint, event: None)
+
+    async def main() -> RunningService:
+        async with client_of(address) as client:
+            documents = [[bytes([n]) * KEY_BYTES] for n in range(20)]
+            tasks = [asyncio.create_task(scores_of(client, some)) for some in documents]
+            await eventually(lambda: sum(isinstance(event, Request) for event in silent.events) == 20)
+            await asyncio.get_running_loop().run_in_executor(None, silent.stop)
+            successor = RunningService(address, answer_with_key_sum)
+            assert await asyncio.gather(*tasks) == [[float(n * KEY_BYTES)] for n in range(20)]
+            assert client.replays == 20
+        return successor
+
+    asyncio.run(main()).stop()
+
+
+def test_cancelled_request_is_cancelled_at_the_service(address: str) -> None:
+    service = RunningService(address, lambda endpoint, event: None)
+
+    async def main() -> None:
+        async with client_of(address) as client:
+            task = asyncio.create_task(scores_of(client, [b"d" * KEY_BYTES]))
+            await eventually(lambda: any(isinstance(event, Request) for event in service.events))
+            task.cancel()
+            await eventually(lambda: any(isinstance(event, Cancelled) for event in service.events))
+
+    asyncio.run(main())
+    request, cancelled = (event for event in service.events if isinstance(event, Request | Cancelled))
+    assert isinstance(request, Request) and isinstance(cancelled, Cancelled)
+    assert request.name == cancelled.name
+    service.stop()
+
+
+def test_deadline_ends_a_request_and_cancels_it(address: str) -> None:
+    service = RunningService(address, lambda endpoint, event: None)
+
+    async def main() -> None:
+        async with client_of(address) as client:
+            await client.wait_ready(LIMIT)
+            with pytest.raises(ServiceFailed) as failed:
+                await scores_of(client, [b"d" * KEY_BYTES], timeout=0.1)
+            assert failed.value.code is ErrorCode.DEADLINE_EXCEEDED
+            await eventually(lambda: any(isinstance(event, Cancelled) for event in service.events))
+
+    asyncio.run(main())
+    service.stop()
+
+
+def test_no_service_is_unavailable_at_the_deadline(address: str) -> None:
+    async def main() -> None:
+        async with client_of(address) as client:
+            with pytest.raises(ServiceFailed) as failed:
+                await scores_of(client, [b"d" * KEY_BYTES], timeout=0.1)
+            assert failed.value.code is ErrorCode.UNAVAILABLE
+            assert not client.is_ready
+
+    asyncio.run(main())
+
+
+def test_credits_bound_what_is_outstanding(address: str) -> None:
+    """Requests beyond the granted tokens wait at the client; they go when others are answered."""
+    waiting: list[Request] = []
+    most = 0
+
+    def hold_two(endpoint: Endpoint, event: Event) -> None:
+        nonlocal most
+        if isinstance(event, Request):
+            waiting.append(event)
+            most = max(most, len(waiting))
+        if len(waiting) == 2:
+            for request in waiting:
+                answer_with_key_sum(endpoint, request)
+            waiting.clear()
+
+    service = RunningService(address, hold_two, describe(Credits(bytes=2**20, tokens=20)))
+
+    async def main() -> None:
+        async with client_of(address) as client:
+            deadline = asyncio.get_running_loop().time() + LIMIT
+            requests = [ask([b"d" * KEY_BYTES]) for _ in range(10)]
+            await asyncio.gather(
+                *(client.request(message, writer.frames, deadline, tokens=10) for message, writer in requests)
+            )
+
+    asyncio.run(main())
+    assert most == 2
+    service.stop()
+
+
+def test_request_above_all_credits_goes_alone(address: str) -> None:
+    service = RunningService(address, answer_with_key_sum, describe(Credits(bytes=1, tokens=1)))
+
+    async def main() -> None:
+        async with client_of(address) as client:
+            assert await asyncio.gather(*(scores_of(client, [bytes([n]) * KEY_BYTES]) for n in (1, 2))) == [[16.0], [32.0]]
+
+    asyncio.run(main())
+    service.stop()
+
+
+def test_client_that_falls_silent_is_dropped_with_its_requests(directory: Path, address: str) -> None:
+    """Its jobs must not go on costing: SILENCE_LIMIT after its last Hello the owner hears of it."""
+    now = [0.0]
+    endpoint = Endpoint(address, describe(), dict, lambda: now[0])
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = connect_dealer(context, address, b"i" * IDENTITY_BYTES)
+    from ipc.codec import encode
+    from ipc.messages import Hello
+
+    socket.send_multipart(encode(Hello(1)))
+    assert socket.poll(LIMIT * 1000, zmq.POLLOUT)
+    endpoint.wait(LIMIT)
+    assert list(endpoint.receive()) == []
+    now[0] = 2.0
+    assert list(endpoint.receive()) == []
+    now[0] = 10.0
+    assert list(endpoint.receive()) == [Gone(b"i" * IDENTITY_BYTES)]
+    socket.close(0)
+    context.term()
+    endpoint.close()
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32))
+def test_garbage_on_the_real_socket_does_not_stop_the_service(seed: int) -> None:
+    """P9: random frames, cut and flipped messages, then an honest client is served as ever."""
+    path = make_run_directory()
+    address = f"ipc://{path}/service.sock"
+    service = RunningService(address, answer_with_key_sum)
+    choose = random.Random(seed)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    attacker = connect_dealer(context, address, choose.randbytes(IDENTITY_BYTES))
+    from ipc.codec import encode
+    from ipc.messages import Hello
+
+    attacker.send_multipart(encode(Hello(1)))
+    for _ in range(200):
+        message, writer = ask([choose.randbytes(KEY_BYTES)])
+        parts = [bytearray(part) for part in encode(message, writer.frames)]
+        victim = choose.choice(parts)
+        victim[choose.randrange(len(victim))] ^= choose.randrange(1, 256)
+        if choose.random() < 0.5:
+            parts = [choose.randbytes(choose.randrange(200)) for _ in range(choose.randrange(1, 6))]
+        attacker.send_multipart(parts)
+
+    async def main() -> None:
+        async with client_of(address) as client:
+            assert await scores_of(client, [b"\1" * KEY_BYTES]) == [16.0]
+            await eventually(lambda: service.endpoint.malformed_messages > 0)
+
+    try:
+        asyncio.run(main())
+    finally:
+        attacker.close(0)
+        context.term()
+        service.stop()
+        remove_run_directory(path)
+
+
+def test_short_identity_is_refused(address: str) -> None:
+    service = RunningService(address, answer_with_key_sum)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = connect_dealer(context, address, b"short")
+    socket.send(b"anything")
+
+    async def main() -> None:
+        await eventually(lambda: service.endpoint.malformed_messages == 1)
+
+    asyncio.run(main())
+    socket.close(0)
+    context.term()
+    service.stop()
+
+
+def test_run_directory_is_private_and_network_addresses_are_refused(directory: Path) -> None:
+    assert directory.stat().st_mode & 0o777 == 0o700
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    for wrong in ("tcp://0.0.0.0:5555", "tcp://127.0.0.1:5555", "ipc://relative", "ipc://@abstract"):
+        with pytest.raises(ValueError, match="expected ipc://"):
+            bind_router(context, wrong)
+    context.term()
