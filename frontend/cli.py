@@ -14,9 +14,10 @@ from ipc.child import EXIT_USAGE
 
 DESCRIPTION = "Late-interaction reranking (ColBERT, MaxSim over token embeddings) over HTTP."
 SERVE_DESCRIPTION = """\
-Serve rerank and score requests over HTTP: API servers without torch, an engine that encodes, and one scorer worker that
-owns the device and batches MaxSim over all clients. Every option can also be set by the environment variable named with
-it; a flag wins over its variable.
+Serve rerank and score requests over HTTP: API servers without torch, an engine that encodes,
+and one scorer worker that owns the device and batches MaxSim over all clients.
+
+Every option can also be set by the environment variable named with it; a flag wins.
 """
 SERVE_EPILOG = """\
 examples:

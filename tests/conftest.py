@@ -1,0 +1,38 @@
+"""What holds for every test: no network for models, no settings from outside, GPU tests only where there is a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+from hypothesis import settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub; children inherit it
+
+# Other work on the machine must not turn a slow example into a failure.
+settings.register_profile("maxsimd", deadline=None)
+settings.load_profile("maxsimd")
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own MAXSIMD_* variables do not reach the tests."""
+    for name in [name for name in os.environ if name.startswith("MAXSIMD_")]:
+        monkeypatch.delenv(name)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and not has_gpu():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none"))
+
+
+def has_gpu() -> bool:
+    """Whether torch is installed and sees a CUDA device. Imports torch only if it is there."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
