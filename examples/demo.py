@@ -161,7 +161,7 @@ def print_ranking(query: str, documents: list[str], results: list[dict[str, floa
 
 
 def shorten(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: max(0, width - 3)] + "..."
+    return text if len(text) <= width else text[: max(0, width - 3)].rstrip() + "..."
 
 
 if __name__ == "__main__":
