@@ -62,18 +62,27 @@ def test_a_passage_is_cut_to_the_terminal(text: str, width: int, expected: str) 
 @pytest.mark.skipif(not ENCODER_IS_THERE, reason="needs torch and the embedded model (extras [engine] and [demo])")
 @pytest.mark.skipif(not COMMAND_IS_THERE, reason="needs the command maxsimd beside this Python (pip install -e .)")
 def test_the_demo_ranks_the_answers_first_and_leaves_no_server() -> None:
-    result = subprocess.run(
-        [sys.executable, "-P", str(EXAMPLES / "demo.py")], capture_output=True, text=True, timeout=280, check=False
+    demo = subprocess.Popen(
+        [sys.executable, "-P", str(EXAMPLES / "demo.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # by which its children, and theirs, can be found
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    lines = re.findall(r"^ *(\d+) +(-?\d+\.\d{3})  (.+)$", result.stdout, re.MULTILINE)
+    try:
+        output, _ = demo.communicate(timeout=280)
+        left = processes_of_session(demo.pid)
+    finally:
+        demo.kill()
+        demo.wait()
+    assert demo.returncode == 0, output
+    lines = re.findall(r"^ *(\d+) +(-?\d+\.\d{3})  (.+)$", output, re.MULTILINE)
     assert [int(rank) for rank, _, _ in lines] == list(range(1, 21))
     scores = [float(score) for _, score, _ in lines]
     assert scores == sorted(scores, reverse=True)
     best = {title_of(shown) for _, _, shown in lines[:4]}
     assert best == ANSWERS
-    (port,) = re.findall(r"--port (\d+)", result.stdout)
-    assert processes_with(f"--port {port}") == []
+    assert left == []
 
 
 def title_of(shown: str) -> str:
@@ -84,12 +93,16 @@ def title_of(shown: str) -> str:
     return str(title)
 
 
-def processes_with(argument: str) -> list[str]:
-    """The command lines of running processes that contain `argument`."""
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def processes_of_session(session: int) -> list[str]:
+    """The command lines of running processes that belong to the session."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            after_name = (process / "stat").read_text().rpartition(")")[2].split()
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:  # it ended while we looked
             continue
-    return [line for line in lines if argument in line]
+        state, belongs_to = after_name[0], int(after_name[3])
+        if belongs_to == session and state != "Z":
+            found.append(command)
+    return found
