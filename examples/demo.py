@@ -35,15 +35,15 @@ def main() -> int:
             wait_until_ready(server, port)
             results, first = rerank(port, query, documents)
             _, second = rerank(port, query, documents)
+            print_ranking(query, documents, results)
+            print(f"\nfirst request, {len(documents)} documents tokenised, encoded and scored: {first * 1000:8.1f} ms")
+            print(f"second request, everything found in the embedding store:  {second * 1000:8.1f} ms\n", flush=True)
     except ServerFailed as failure:
         print(f"demo: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    print_ranking(query, documents, results)
-    print(f"\nfirst request, {len(documents)} documents tokenised, encoded and scored: {first * 1000:8.1f} ms")
-    print(f"second request, everything found in the embedding store:  {second * 1000:8.1f} ms")
-    print("\nThe server has stopped. `make serve` leaves one running; README.md says what to ask it.")
+    print("The server has stopped. `make serve` leaves one running; README.md says what to ask it.")
     return 0
 
 
