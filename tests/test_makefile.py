@@ -90,7 +90,7 @@ def test_where_no_python_will_do_one_line_says_what_to_do(folder: Path, program:
 def test_torch_follows_nvidia_smi(folder: Path, exit_code: int, expected: str) -> None:
     put(folder, "nvidia-smi", f"#!/bin/sh\nexit {exit_code}\n")
     assert expected in make(folder, "help").stdout
-    assert "now: cpu, as TORCH says" in make(folder, "help", "TORCH=cpu").stdout
+    assert "now: cpu, TORCH says" in make(folder, "help", "TORCH=cpu").stdout
 
 
 def test_an_unknown_torch_is_refused(folder: Path) -> None:
