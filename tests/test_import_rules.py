@@ -84,6 +84,12 @@ def test_a_room_imports_only_what_the_table_allows(room: str) -> None:
     assert {name: found for name, found in bad.items() if found} == {}
 
 
+def test_every_folder_of_a_room_is_a_package() -> None:
+    """A folder without __init__.py would be left out of the wheel, and found only in a clone."""
+    folders = {path.parent for path in all_sources()}
+    assert [name_of(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
 @pytest.mark.parametrize("path", all_sources(), ids=name_of)
 def test_nothing_is_called_that_executes_what_it_reads(path: Path) -> None:
     assert [call for call in calls(path.read_text("utf-8")) if call[0] in EXECUTING_CALLS] == []
