@@ -1,0 +1,436 @@
+"""The embedding store's directory: which embeddings lie where, who holds them, and who has to go. Pure bookkeeping.
+
+Rows of one arena are given out in contiguous extents, so that a document is one run of memory (decision 0001). The arena is cut
+into slabs; a slab serves one size class at a time (extents of equal size), an entry larger than a slab takes a run of slabs.
+Eviction is by recency: within a class an entry makes room for an entry; between classes a whole slab changes hands.
+
+    S1  Extents of entries, retired extents and free room do not overlap and add up to the arena.
+    S2  A pinned entry is never evicted and never moves.
+    S3  Room that was in use is handed out again only after the last device operation that may touch it has completed.
+    S4  `admit` happens as a whole or not at all: who does not fit holds nothing.
+    S5  Whatever is within `max_job_rows` fits an empty store. (Pinned entries may lie so that a slab of another class cannot
+        be had; a job that finds no room although nobody holds anything therefore has the store cleared.)
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+ROW_GRAIN = 16  # extents are multiples of this: kernels reduce dense blocks of 16 rows
+SLAB_BYTES = 2 * 2**20
+MIN_SLABS = 128  # a small arena gets smaller slabs, so that every class can have some (S5)
+
+
+class TooLarge(Exception):
+    """This can never be admitted. The text says what was wanted and what there is."""
+
+
+class EntryState(enum.Enum):
+    """RESERVED: has room, its embeddings are being made. FILLED: they are there. GONE: not in the store any more."""
+
+    RESERVED = "reserved"
+    FILLED = "filled"
+    GONE = "gone"
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One text's embeddings: rows `start` to `start + rows` of the arena."""
+
+    key: bytes
+    start: int
+    rows: int
+    extent: int  # rows reserved, a multiple of ROW_GRAIN
+    prompt_tokens: int
+    keep: bool  # False: leaves the store with its last pin
+    slab: int
+    state: EntryState = EntryState.RESERVED
+    pins: int = 1
+    last_used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """A text that needs room."""
+
+    key: bytes
+    rows: int
+    prompt_tokens: int
+    keep: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """Counters since the start, and what lies in the store now."""
+
+    entries: int
+    used_rows: int  # of entries, without what rounding costs
+    reserved_rows: int  # extents of entries
+    retired_rows: int
+    capacity_rows: int
+    evictions: int
+    insertions: int
+
+
+@dataclass(slots=True)
+class _Slab:
+    """A run of rows that serves extents of one size; or one part of a large entry."""
+
+    first_row: int
+    extent: int = 0  # 0: free
+    free: list[int] = field(default_factory=list)  # starts of free extents
+    entries: dict[int, Entry] = field(default_factory=dict)  # by start
+    retired: int = 0  # extents that wait for the device
+
+
+class StoreDirectory:
+    """See the file's docstring. Belongs to one thread.
+
+    Args:
+        total_rows: rows of the arena; what does not fill a slab is left unused.
+        slab_rows: see `slab_rows_for`.
+    """
+
+    def __init__(self, total_rows: int, slab_rows: int) -> None:
+        assert slab_rows % ROW_GRAIN == 0 and total_rows >= slab_rows
+        self.slab_rows = slab_rows
+        self._slabs = [_Slab(start) for start in range(0, total_rows - slab_rows + 1, slab_rows)]
+        self.capacity_rows = len(self._slabs) * slab_rows
+        self.max_job_rows = self.capacity_rows // 4
+        self._extents = _size_classes(slab_rows)
+        self._class_of = _class_table(self._extents)
+        self._entries: dict[bytes, Entry] = {}
+        self._idle: OrderedDict[bytes, Entry] = OrderedDict()  # filled and unpinned, the longest unused first
+        self._idle_by_extent: dict[int, OrderedDict[bytes, Entry]] = {extent: OrderedDict() for extent in self._extents}
+        self._open_slabs: dict[int, dict[int, None]] = {extent: {} for extent in self._extents}  # with a free extent
+        self._free_slabs: dict[int, None] = dict.fromkeys(range(len(self._slabs)))
+        self._retired: deque[tuple[int, Entry]] = deque()
+        self._launched = 0
+        self._completed = 0
+        self._tick = 0
+        self._evictions = 0
+        self._insertions = 0
+
+    # --- looking up, pinning ------------------------------------------------------------------------------------
+
+    def lookup(self, key: bytes) -> Entry | None:
+        """The entry of this name, filled or being filled. Not pinned: it may go with the next `admit`."""
+        return self._entries.get(key)
+
+    def admit(self, resident: Sequence[Entry], new: Sequence[NewEntry]) -> list[Entry] | None:
+        """Pin the resident entries, and reserve and pin room for the new ones, in one step (S4).
+
+        Returns:
+            The entries of `new`, in its order, RESERVED; or None if there is no room now, and then nothing is held.
+
+        Raises:
+            TooLarge: they cannot fit, whoever else leaves.
+        """
+        rows = sum([entry.rows for entry in resident]) + sum([text.rows for text in new])
+        if rows > self.max_job_rows:
+            raise TooLarge(f"{rows} rows in one request, the store takes {self.max_job_rows}")
+        for entry in resident:
+            self._pin(entry)
+        by_size = sorted(range(len(new)), key=lambda index: -new[index].rows)  # runs of slabs first
+        reserved: dict[int, Entry] = {}
+        for index in by_size:
+            entry = self._reserve(new[index])
+            if entry is None:
+                for other in reserved.values():
+                    self._forget(other)
+                    self._give_back(other)
+                for other in resident:
+                    self._unpin(other)
+                return None
+            reserved[index] = entry
+        self._insertions += len(new)
+        return [reserved[index] for index in range(len(new))]
+
+    def fill(self, entry: Entry) -> None:
+        """The embeddings of a RESERVED entry have been written (or their writing has been launched)."""
+        assert entry.state is EntryState.RESERVED and entry.pins
+        entry.state = EntryState.FILLED
+
+    def unpin(self, entries: Iterable[Entry]) -> None:
+        """A job that held these entries has ended. An entry that was never filled leaves with its last pin."""
+        for entry in entries:
+            self._unpin(entry)
+
+    @property
+    def is_unheld(self) -> bool:
+        """Whether nobody holds anything, and the device has ended all it was told."""
+        return len(self._idle) == len(self._entries) and not self._retired
+
+    def clear(self) -> None:
+        """Evict everything that nobody holds."""
+        for entry in list(self._idle.values()):
+            self._evict(entry)
+
+    # --- the device's time ----------------------------------------------------------------------------------------
+
+    def launched(self) -> int:
+        """A device operation that reads or writes the arena has been launched.
+
+        Returns:
+            Its ticket, for `completed`.
+        """
+        self._launched += 1
+        return self._launched
+
+    def completed(self, ticket: int) -> None:
+        """All operations up to this ticket have ended: what they may have touched is free again (S3)."""
+        self._completed = max(self._completed, ticket)
+        while self._retired and self._retired[0][0] <= self._completed:
+            _, entry = self._retired.popleft()
+            self._slabs[entry.slab].retired -= 1
+            self._give_back(entry)
+
+    # --- what there is --------------------------------------------------------------------------------------------
+
+    def statistics(self) -> StoreStatistics:
+        return StoreStatistics(
+            entries=len(self._entries),
+            used_rows=sum(entry.rows for entry in self._entries.values()),
+            reserved_rows=sum(entry.extent for entry in self._entries.values()),
+            retired_rows=sum(entry.extent for _, entry in self._retired),
+            capacity_rows=self.capacity_rows,
+            evictions=self._evictions,
+            insertions=self._insertions,
+        )
+
+    def check_integrity(self) -> None:
+        """S1 and S2, at length. For idle moments and tests.
+
+        Raises:
+            AssertionError: the books are wrong.
+        """
+        seen: dict[int, str] = {}
+
+        def claim(start: int, extent: int, who: str) -> None:
+            for row in range(start, start + extent, ROW_GRAIN):
+                assert row not in seen, f"S1: row {row} belongs to {who} and to {seen[row]}"
+                seen[row] = who
+
+        for entry in self._entries.values():
+            assert entry.state is not EntryState.GONE, "S1: an entry that is gone has a name"
+            claim(entry.start, entry.extent, f"entry {entry.key.hex()}")
+        for _, entry in self._retired:
+            claim(entry.start, entry.extent, "a retired extent")
+        for number in self._free_slabs:
+            assert not self._slabs[number].extent
+            claim(self._slabs[number].first_row, self.slab_rows, f"free slab {number}")
+        for slab in self._slabs:
+            for start in slab.free:
+                claim(start, slab.extent, "a free extent")
+        for key, entry in self._idle.items():
+            assert not entry.pins and entry.state is EntryState.FILLED and self._entries.get(key) is entry, "S2"
+        idle = sum(1 for entry in self._entries.values() if not entry.pins)
+        assert idle == len(self._idle) == sum(map(len, self._idle_by_extent.values())) + sum(
+            entry.extent > self.slab_rows for entry in self._idle.values()
+        ), "S2: an entry nobody holds is not among the idle ones"
+
+    # --- pins -----------------------------------------------------------------------------------------------------
+
+    def _pin(self, entry: Entry) -> None:
+        assert entry.state is not EntryState.GONE
+        if not entry.pins:
+            self._leave_idle(entry)
+        entry.pins += 1
+
+    def _unpin(self, entry: Entry) -> None:
+        entry.pins -= 1
+        if entry.pins:
+            return
+        if entry.keep and entry.state is EntryState.FILLED:
+            self._tick += 1
+            entry.last_used = self._tick
+            self._idle[entry.key] = entry
+            if entry.extent <= self.slab_rows:
+                self._idle_by_extent[entry.extent][entry.key] = entry
+        else:
+            self._retire(entry)
+
+    def _leave_idle(self, entry: Entry) -> None:
+        del self._idle[entry.key]
+        if entry.extent <= self.slab_rows:
+            del self._idle_by_extent[entry.extent][entry.key]
+
+    # --- room -----------------------------------------------------------------------------------------------------
+
+    def _extent_for(self, rows: int) -> int:
+        if rows <= self.slab_rows:
+            return self._class_of[-(-rows // ROW_GRAIN)]
+        return -(-rows // self.slab_rows) * self.slab_rows
+
+    def _reserve(self, new: NewEntry) -> Entry | None:
+        assert new.key not in self._entries, "a key is stored once"
+        extent = self._extent_for(new.rows)
+        place = self._find_extent(extent) if extent <= self.slab_rows else self._find_run(extent // self.slab_rows)
+        if place is None:
+            return None
+        slab, start = place
+        entry = Entry(new.key, start, new.rows, extent, new.prompt_tokens, new.keep, slab)
+        self._slabs[slab].entries[start] = entry
+        self._entries[new.key] = entry
+        return entry
+
+    def _find_extent(self, extent: int) -> tuple[int, int] | None:
+        """(slab, start) of a free extent; evicts for it if it must."""
+        if not self._open_slabs[extent] and not self._free_slabs and not self._make_room(extent):
+            return None
+        if not self._open_slabs[extent]:
+            self._open_slab(next(iter(self._free_slabs)), extent)
+        number = next(iter(self._open_slabs[extent]))
+        slab = self._slabs[number]
+        start = slab.free.pop()
+        if not slab.free:
+            del self._open_slabs[extent][number]
+        return number, start
+
+    def _open_slab(self, number: int, extent: int) -> None:
+        del self._free_slabs[number]
+        slab = self._slabs[number]
+        slab.extent = extent
+        first, last = slab.first_row, slab.first_row + self.slab_rows
+        slab.free = list(range(first, last - extent + 1, extent))[::-1]
+        self._open_slabs[extent][number] = None
+
+    def _make_room(self, extent: int) -> bool:
+        """Evict until an extent of this size or a slab is free. False: not now.
+
+        The longest unused entry goes. If it is of another size, its whole slab goes with it, unless somebody holds a part of
+        that slab; then the longest unused entry of our own size goes, or else the next slab that nobody holds.
+        """
+        for victim in self._idle.values():
+            if victim.extent == extent:
+                self._evict(victim)
+                return bool(self._open_slabs[extent])
+            if self._evict_slabs_of(victim):
+                return bool(self._free_slabs)
+            if self._idle_by_extent[extent]:
+                self._evict(next(iter(self._idle_by_extent[extent].values())))
+                return bool(self._open_slabs[extent])
+        return False
+
+    def _evict_slabs_of(self, victim: Entry) -> bool:
+        """Empty the slab of an idle entry. False: somebody holds a part of it, or the device may still read it."""
+        slab = self._slabs[victim.slab]
+        if slab.retired or any(entry.pins for entry in slab.entries.values()):
+            return False
+        for entry in list(slab.entries.values()):
+            self._evict(entry)
+        return True
+
+    def _find_run(self, count: int) -> tuple[int, int] | None:
+        """(first slab, start) of a run of free slabs; evicts the run that was unused the longest if it must."""
+        best: tuple[int, int] | None = None
+        for first in range(len(self._slabs) - count + 1):
+            age = self._run_age(first, count)
+            if age is not None and (best is None or age < best[0]):
+                best = (age, first)
+        if best is None:
+            return None
+        run = range(best[1], best[1] + count)
+        for number in run:
+            for entry in list(self._slabs[number].entries.values()):
+                if entry.state is not EntryState.GONE:
+                    self._evict(entry)
+        if any(number not in self._free_slabs for number in run):
+            return None  # the device may still read it: later
+        for number in run:
+            del self._free_slabs[number]
+            self._slabs[number].extent = self.slab_rows * count
+        return best[1], self._slabs[best[1]].first_row
+
+    def _run_age(self, first: int, count: int) -> int | None:
+        """When the run was last used: 0 if it is free, None if somebody holds a part of it."""
+        newest, number, end = 0, first, first + count
+        while number < end:
+            slab = self._slabs[number]
+            span = max(1, slab.extent // self.slab_rows)
+            if slab.retired or number + span > end or (span > 1 and not slab.entries):
+                return None  # the device may still read it; or a part of a large entry, which goes as a whole
+            for entry in slab.entries.values():
+                if entry.pins:
+                    return None
+                newest = max(newest, entry.last_used)
+            number += span
+        return newest
+
+    def _evict(self, entry: Entry) -> None:
+        assert not entry.pins, "S2"
+        self._leave_idle(entry)
+        self._evictions += 1
+        self._retire(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        """The entry has no name any more."""
+        entry.state = EntryState.GONE
+        entry.pins = 0
+        del self._entries[entry.key]
+        del self._slabs[entry.slab].entries[entry.start]
+
+    def _retire(self, entry: Entry) -> None:
+        """The entry leaves; its room is free at once if no operation can touch it any more (S3)."""
+        self._forget(entry)
+        if self._completed >= self._launched:
+            self._give_back(entry)
+        else:
+            self._slabs[entry.slab].retired += 1
+            self._retired.append((self._launched, entry))
+
+    def _give_back(self, entry: Entry) -> None:
+        """The extent is free; so is its slab, if it was the last one in it."""
+        if entry.extent > self.slab_rows:
+            for number in range(entry.slab, entry.slab + entry.extent // self.slab_rows):
+                self._free_slab(number)
+            return
+        slab = self._slabs[entry.slab]
+        slab.free.append(entry.start)
+        self._open_slabs[slab.extent][entry.slab] = None
+        if not slab.entries and not slab.retired:
+            del self._open_slabs[slab.extent][entry.slab]
+            self._free_slab(entry.slab)
+
+    def _free_slab(self, number: int) -> None:
+        slab = self._slabs[number]
+        slab.extent, slab.free = 0, []
+        self._free_slabs[number] = None
+
+
+def slab_rows_for(total_rows: int, row_bytes: int) -> int:
+    """Rows of a slab: about 2 MiB, but at least MIN_SLABS slabs in the arena, in whole grains.
+
+    Raises:
+        TooLarge: the arena is smaller than MIN_SLABS grains.
+    """
+    rows = min(SLAB_BYTES // row_bytes, total_rows // MIN_SLABS) // ROW_GRAIN * ROW_GRAIN
+    if not rows:
+        raise TooLarge(f"a store of {total_rows} rows is too small: at least {MIN_SLABS * ROW_GRAIN}")
+    return rows
+
+
+def _size_classes(slab_rows: int) -> list[int]:
+    """Extents: every grain up to 16 grains, then steps of an eighth, so that rounding costs at most an eighth."""
+    extents = []
+    extent = ROW_GRAIN
+    while extent < slab_rows:
+        extents.append(extent)
+        step = 1 << max(0, (extent // ROW_GRAIN).bit_length() - 4)
+        extent += step * ROW_GRAIN
+    return [*extents, slab_rows]
+
+
+def _class_table(extents: list[int]) -> list[int]:
+    """The smallest extent that holds n grains, for each n."""
+    table = []
+    choice = iter(extents)
+    extent = next(choice)
+    for grains in range(extents[-1] // ROW_GRAIN + 1):
+        while extent < grains * ROW_GRAIN:
+            extent = next(choice)
+        table.append(extent)
+    return table

@@ -1,0 +1,351 @@
+"""The worker's control thread: from requests to jobs, from jobs to batches, from batches to answers.
+
+One turn: take what came, give finished embeddings to their jobs, drop what nobody waits for, admit what has room, score one
+batch, answer. It decides nothing by itself: the batcher says what is scored next, the directory who gets room, the encode
+queue what is encoded.
+
+    W1  Every job that was read is answered once, or dropped because its client has gone or cancelled it.
+    W2  A waiting job holds nothing; jobs get room in the order in which they came.
+    W3  Entries are unpinned by whoever ends the job, whatever ended it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from array import array
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+
+
+from ipc.arrays import FrameWriter
+from ipc.messages import Encode, ErrorCode, Missing, Scores
+from ipc.running import MAX_DEATHS, RequestName, RunningFile
+from ipc.service import Cancelled, Endpoint, Event, Gone, Request
+from scorer_worker.arena import Arena, as_tensor, is_finite
+from scorer_worker.batcher import Batcher, PairSlice, ScoringJob
+from scorer_worker.hosted_encoder import HostedEncoder
+from scorer_worker.jobs import Job, JobState, SuppliedIds, SuppliedRows, read_job
+from scorer_worker.scorer import PairGroup, Scorer
+from scorer_worker.store import Entry, NewEntry, TooLarge
+
+IDLE_WAIT = 0.25  # seconds: how often an idle worker looks at deadlines and silent clients
+
+_log = logging.getLogger("maxsimd.worker")
+
+
+class Worker:
+    """The scorer worker without its process: sockets and tensors come from outside."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        arena: Arena,
+        scorer: Scorer,
+        batcher: Batcher,
+        running: RunningFile,
+        encoder: HostedEncoder | None,
+        keep_entries: bool,
+    ) -> None:
+        self._endpoint = endpoint
+        self._arena = arena
+        self._directory = arena.directory
+        self._scorer = scorer
+        self._batcher = batcher
+        self._running = running
+        self._encoder = encoder
+        self._keep_entries = keep_entries
+        self._dim = arena.rows.shape[1]
+        self._jobs: dict[RequestName, Job] = {}
+        self._waiting: OrderedDict[RequestName, Job] = OrderedDict()  # W2
+        self._next_expiry = 0.0
+        self.counters: dict[str, float] = defaultdict(float)
+
+    def run(self, is_stopping: Callable[[], bool], on_turn: Callable[[], None]) -> None:
+        """Serve until `is_stopping`. `on_turn` is called once a turn: the proof that the loop is alive."""
+        while not is_stopping():
+            self.turn()
+            on_turn()
+
+    def turn(self) -> None:
+        """See the file's docstring."""
+        self._endpoint.wait(0 if len(self._batcher) else IDLE_WAIT)
+        for event in self._endpoint.receive():
+            self._handle(event)
+        self._take_encoded()
+        self._drop_expired(time.monotonic())
+        self._admit_waiting()
+        batch = self._batcher.next_batch()
+        if batch:
+            self._score(batch)
+        if self._encoder is not None:
+            self._encoder.launch(self._running)
+
+    def statistics(self) -> dict[str, float]:
+        """Counters and gauges by name."""
+        store = self._directory.statistics()
+        values = dict(self.counters)
+        values |= {f"store_{name}": float(getattr(store, name)) for name in store.__slots__}
+        values |= {
+            "store_bytes": float(self._arena.num_bytes),
+            "jobs": float(len(self._jobs)),
+            "jobs_waiting_for_room": float(len(self._waiting)),
+            "malformed_messages": float(self._endpoint.malformed_messages),
+            "dropped_clients": float(self._endpoint.dropped_clients),
+        }
+        if self._encoder is not None:
+            values |= self._encoder.statistics()
+        return values
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case Request():
+                self._take(event)
+            case Cancelled(name):
+                job = self._jobs.get(name)
+                if job is not None:
+                    self._end(job)
+                    self.counters["cancelled"] += 1
+            case Gone(identity):
+                for job in [job for job in self._jobs.values() if job.name[0] == identity]:
+                    self._end(job)
+                    self.counters["cancelled"] += 1
+
+    def _take(self, request: Request) -> None:
+        if isinstance(request.message, Encode):
+            self._refuse(request, "Encode goes to the engine")
+            return
+        deaths = self._running.deaths(request.name)
+        if deaths >= MAX_DEATHS:
+            self._running.forgive(request.name)
+            self._endpoint.fail(
+                request.name, ErrorCode.WORKER_CRASHED, f"{deaths} workers died while this request was running in them"
+            )
+            return
+        job = read_job(request, deaths > 0, time.monotonic())
+        complaint = self._complaint(job)
+        if complaint is not None:
+            self._refuse(request, *complaint)
+            return
+        self._jobs[job.name] = job
+        self._waiting[job.name] = job
+        self.counters["requests"] += 1
+
+    def _complaint(self, job: Job) -> tuple[str, int | None] | None:
+        """What is wrong with what a job supplies, and the position of the text to blame."""
+        for text in job.supplied.values():
+            if isinstance(text, SuppliedIds):
+                if self._encoder is None:
+                    return "this worker hosts no encoder: supply embeddings", text.position
+                problem = self._encoder.check(text)
+                if problem is not None:
+                    return problem, text.position
+            elif text.rows and text.embeddings.nbytes % (text.rows * self._dim) != 0:
+                return f"embeddings: not {self._dim} wide", text.position
+        for ref in job.message.supplied:
+            embeddings = getattr(ref, "embeddings", None)
+            if embeddings is not None and embeddings.shape[1] != self._dim:
+                return f"embeddings: dim {embeddings.shape[1]}, expected {self._dim}", None
+        return None
+
+    def _refuse(self, request: Request, message: str, which: int | None = None) -> None:
+        self._endpoint.fail(request.name, ErrorCode.INVALID_REQUEST, message, which=which)
+
+    def _drop_expired(self, now: float) -> None:
+        if now < self._next_expiry:
+            return
+        self._next_expiry = now + IDLE_WAIT / 5
+        for job in [job for job in self._jobs.values() if job.request.deadline <= now]:
+            self._endpoint.fail(job.name, ErrorCode.DEADLINE_EXCEEDED, "not scored within the request's time", 1000)
+            self._end(job)
+            self.counters["expired"] += 1
+
+    def _end(self, job: Job) -> None:
+        """The job leaves, in whatever state it is (W3)."""
+        del self._jobs[job.name]
+        self._waiting.pop(job.name, None)
+        self._batcher.remove(job.name)
+        if self._encoder is not None and job.state is JobState.ENCODING:
+            self._encoder.drop(job.name)
+        entries, job.entries = job.entries, {}
+        self._directory.unpin(entries.values())
+
+    # --- room -----------------------------------------------------------------------------------------------------
+
+    def _admit_waiting(self) -> None:
+        """Give room to waiting jobs, in order, until one does not fit."""
+        while self._waiting:
+            job = next(iter(self._waiting.values()))
+            if not self._admit(job):
+                return
+            self._waiting.pop(job.name, None)
+
+    def _admit(self, job: Job) -> bool:
+        """Pin what is there, reserve room for what was supplied; or answer Missing. False: no room now, nothing held."""
+        resident, new, missing = self._sort_texts(job)
+        if missing:
+            self._answer_missing(job, missing)
+            return True
+        try:
+            reserved = self._directory.admit(resident, new)
+        except TooLarge as error:
+            self._endpoint.fail(
+                job.name, ErrorCode.INVALID_REQUEST, f"{error}; send fewer or raise --embedding-cache-size"
+            )
+            self._end(job)
+            return True
+        if reserved is None:
+            if not self._directory.is_unheld:
+                return False
+            self._directory.clear()  # pinned entries of this job alone are in its way: see S5
+            return self._admit(job)
+        job.entries = {entry.key: entry for entry in (*resident, *reserved)}
+        job.admitted = time.monotonic()
+        self.counters["store_hits"] += len(resident)
+        self.counters["store_insertions"] += len(reserved)
+        self._fill(job, reserved, [entry for entry in resident if entry.state.name == "RESERVED"])
+        return True
+
+    def _sort_texts(self, job: Job) -> tuple[list[Entry], list[NewEntry], list[int]]:
+        """What is in the store, what was supplied for it, and the positions of what is neither."""
+        resident: list[Entry] = []
+        new: list[NewEntry] = []
+        missing: list[int] = []
+        lookup, supplied = self._directory.lookup, job.supplied
+        for key, position in job.places.items():
+            entry = lookup(key)
+            if entry is not None:
+                resident.append(entry)
+                continue
+            text = supplied.get(key)
+            if isinstance(text, SuppliedRows):
+                new.append(NewEntry(key, text.rows, text.prompt_tokens, text.keep and self._keep_entries))
+            elif isinstance(text, SuppliedIds) and self._encoder is not None:
+                tokens = len(text.token_ids) - text.expansion
+                new.append(NewEntry(key, self._encoder.num_rows(text), tokens, self._keep_entries))
+            else:
+                missing.append(position)
+        return resident, new, missing
+
+    def _answer_missing(self, job: Job, missing: list[int]) -> None:
+        writer = FrameWriter()
+        self.counters["store_misses"] += len(missing)
+        message = Missing(job.name[1], writer.add_ints(missing), self._endpoint.credits())
+        self._endpoint.answer(job.name, message, writer.frames)
+        self._end(job)
+
+    def _fill(self, job: Job, reserved: list[Entry], joined: list[Entry]) -> None:
+        """Write the embeddings that came by value; have the encoder make the others."""
+        by_value = [(entry, text) for entry in reserved if isinstance(text := job.supplied[entry.key], SuppliedRows)]
+        for entry, text in by_value:
+            embeddings = as_tensor(text.embeddings, text.dtype, text.rows, self._dim)
+            if not is_finite(embeddings):
+                self._refuse(job.request, "embeddings: a value is not finite", text.position)
+                self._end(job)
+                return
+            self._arena.write(entry, embeddings)
+        if self._encoder is not None:
+            for entry in reserved:
+                ids = job.supplied[entry.key]
+                if isinstance(ids, SuppliedIds):
+                    self._encoder.add(entry, ids, job)
+            for entry in joined:
+                self._encoder.join(entry, job)
+        job.supplied.clear()  # lets the message's frames go
+        if job.unfilled:
+            job.state = JobState.ENCODING
+        else:
+            self._start_scoring(job)
+
+    def _take_encoded(self) -> None:
+        """Embeddings that the encoder has made; jobs that have all of theirs are scored."""
+        if self._encoder is None:
+            return
+        for name, key in self._encoder.take_finished(self._running):
+            job = self._jobs.get(name)
+            if job is None:
+                continue
+            job.unfilled.discard(key)
+            if not job.unfilled and job.state is JobState.ENCODING:
+                self._start_scoring(job)
+
+    # --- scoring --------------------------------------------------------------------------------------------------
+
+    def _start_scoring(self, job: Job) -> None:
+        job.state = JobState.SCORING
+        job.scores = array("f", bytes(4 * job.num_pairs))
+        queries = job.keys[: job.message.num_queries]
+        documents = job.keys[job.message.num_queries :]
+        query_rows = sum([job.entries[key].rows for key in queries]) / len(queries)
+        document_rows = sum([job.entries[key].rows for key in documents]) / len(documents)
+        work = int(query_rows * document_rows * self._dim)
+        self._batcher.add(ScoringJob(job.name, job.message.client, job.num_pairs, work, job.is_suspect))
+
+    def _score(self, batch: list[PairSlice]) -> None:
+        """Score the slices in one launch, and answer the jobs that are complete."""
+        jobs = [self._jobs[part.job.name] for part in batch]  # type: ignore[index]
+        groups: list[PairGroup] = []
+        for part, job in zip(batch, jobs, strict=True):
+            groups += _groups_of(job, part.start, part.stop)
+        self._running.write([job.name for job in jobs])
+        ticket = self._directory.launched()
+        started = time.monotonic()
+        scores = self._scorer.score(groups)
+        elapsed = time.monotonic() - started
+        self._directory.completed(ticket)
+        self._running.clear()
+        self.counters["batches"] += 1
+        self.counters["pairs"] += len(scores)
+        self.counters["score_seconds"] += elapsed
+        offset = 0
+        for part, job in zip(batch, jobs, strict=True):
+            count = part.stop - part.start
+            job.scores[part.start : part.stop] = array("f", scores[offset : offset + count])
+            job.scored += count
+            job.score_seconds += elapsed * count / len(scores)
+            offset += count
+            if job.scored == job.num_pairs:
+                self._answer(job)
+
+    def _answer(self, job: Job) -> None:
+        writer = FrameWriter()
+        entries = [job.entries[key] for key in job.keys]
+        queued = max(0.0, time.monotonic() - job.arrived - job.score_seconds)
+        message = Scores(
+            request_id=job.name[1],
+            scores=writer.add(job.scores, "float32", [len(job.scores)]),
+            rows=writer.add_ints([entry.rows for entry in entries]),
+            prompt_tokens=writer.add_ints([entry.prompt_tokens for entry in entries]),
+            credits=self._endpoint.credits(),
+            score_us=int(job.score_seconds * 1e6),
+            queue_us=int(queued * 1e6),
+        )
+        self._endpoint.answer(job.name, message, writer.frames)
+        self._running.forgive(job.name)
+        self.counters["answered"] += 1
+        self._end(job)
+
+
+def _groups_of(job: Job, start: int, stop: int) -> list[PairGroup]:
+    """The pairs `start` to `stop` of a job, grouped by runs of the same query."""
+    message = job.message
+    entries, keys, first = job.entries, job.keys, message.num_queries
+    if message.pairs is None and message.num_queries == 1:
+        return [PairGroup(entries[keys[0]], [entries[key] for key in keys[1 + start : 1 + stop]])]
+    if message.pairs is None:
+        pairs = [divmod(position, message.num_documents) for position in range(start, stop)]
+    else:
+        flat = job.request.frames[message.pairs.frame - 1].cast("i")
+        pairs = list(zip(flat[2 * start : 2 * stop : 2], flat[2 * start + 1 : 2 * stop : 2], strict=True))
+    groups: list[PairGroup] = []
+    last = -1
+    for query, document in pairs:
+        if query != last:
+            groups.append(PairGroup(entries[keys[query]], []))
+            last = query
+        groups[-1].documents.append(entries[keys[first + document]])  # type: ignore[attr-defined]
+    return groups
+
+
