@@ -29,6 +29,8 @@ from ipc.sockets import make_run_directory, remove_run_directory
 RETRY_INTERVAL = 0.2  # seconds between offers of connections that nobody could take
 SERVICE_STOP_TIMEOUT = 10.0  # seconds for worker and engine to end once nobody needs them
 
+HORIZON_SHARE = 0.7  # of --request-timeout: the encoding work that may be outstanding, so that what is let in is finished (P7)
+
 _log = logging.getLogger("maxsimd.launcher")
 
 
@@ -162,6 +164,7 @@ class _Launcher:
             running_path=str(self._run_directory / "engine.running"),
             model=self._model_settings(),
             max_batch_tokens=self._config.max_batch_tokens,
+            horizon=self._config.request_timeout * HORIZON_SHARE,
             threads=self._division.engine,
             log_level=self._config.log_level,
         )

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from typing import TypeVar
 
 import msgspec
 
 T = TypeVar("T")
 
+LEAST_PATIENCE = 10.0  # seconds
 EXIT_USAGE = 2  # what the user gave is wrong; starting again would not help
 
 
@@ -85,6 +87,35 @@ class Child:
         """Whether the lifeline has ended, without waiting."""
         readable, _, _ = select.select([self.lifeline], [], [], 0)
         return bool(readable) and not os.read(self.lifeline, 1)
+
+
+class Pulse:
+    """The working loop's sign of life: at most one status line a second, written by the loop itself.
+
+    Args:
+        longest_batch: seconds, measured at start; a batch of 20 times that, and of 10 s at least, counts as a hang.
+    """
+
+    def __init__(self, child: Child, longest_batch: float = 0.0) -> None:
+        self.patience = max(LEAST_PATIENCE, 20 * longest_batch)
+        self._child = child
+        self._next_beat = 0.0
+
+    def beat(self, busy_seconds: float = 0.0) -> None:
+        """Call once a turn.
+
+        Args:
+            busy_seconds: how long a batch in another thread has been running.
+
+        Raises:
+            SystemExit: that thread hangs; the launcher starts this process again.
+        """
+        if busy_seconds > self.patience:
+            raise SystemExit(f"a batch has been running for {busy_seconds:.0f} s, {self.patience:.0f} s count as a hang")
+        now = time.monotonic()
+        if now >= self._next_beat:
+            self._next_beat = now + 1.0
+            self._child.report(Alive(self.patience))
 
 
 def ignore_stop_signals() -> None:

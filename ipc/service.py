@@ -108,6 +108,7 @@ class Endpoint:
     ) -> None:
         self.epoch = secrets.randbits(62) + 1
         self._description = description
+        self._capacity = description.capacity
         self._statistics = statistics
         self._clock = clock
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -156,10 +157,14 @@ class Endpoint:
         """Answer a live request with Failed."""
         self.answer(name, Failed(name[1], code, message, retry_after_ms, which))
 
+    def set_tokens(self, tokens: int) -> None:
+        """How many tokens all clients together may have outstanding, from now on."""
+        self._capacity = Credits(self._capacity.bytes, tokens)
+
     def credits(self) -> Credits:
         """What each client may have outstanding: an equal share."""
         clients = max(1, len(self._peers))
-        capacity = self._description.capacity
+        capacity = self._capacity
         return Credits(bytes=capacity.bytes // clients, tokens=capacity.tokens // clients)
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     running_path: str  # survives the process: see ipc.running
     model: ModelSettings
     max_batch_tokens: int = 1024  # per forward pass; on a CPU more does not pay
+    horizon: float = 20.0  # seconds of work that clients together may have outstanding: within a request's timeout
     threads: int = 1
     log_level: str = "info"
 

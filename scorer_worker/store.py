@@ -154,6 +154,10 @@ class StoreDirectory:
         assert entry.state is EntryState.RESERVED and entry.pins
         entry.state = EntryState.FILLED
 
+    def hold(self, entry: Entry) -> None:
+        """One more pin."""
+        self._pin(entry)
+
     def unpin(self, entries: Iterable[Entry]) -> None:
         """A job that held these entries has ended. An entry that was never filled leaves with its last pin."""
         for entry in entries:

@@ -79,7 +79,7 @@ class Worker:
         if batch:
             self._score(batch)
         if self._encoder is not None:
-            self._encoder.launch(self._running)
+            self._encoder.launch()
 
     def statistics(self) -> dict[str, float]:
         """Counters and gauges by name."""
@@ -117,9 +117,9 @@ class Worker:
         if isinstance(request.message, Encode):
             self._refuse(request, "Encode goes to the engine")
             return
-        deaths = self._running.deaths(request.name)
+        deaths = self._deaths(request.name)
         if deaths >= MAX_DEATHS:
-            self._running.forgive(request.name)
+            self._forgive(request.name)
             self._endpoint.fail(
                 request.name, ErrorCode.WORKER_CRASHED, f"{deaths} workers died while this request was running in them"
             )
@@ -132,6 +132,15 @@ class Worker:
         self._jobs[job.name] = job
         self._waiting[job.name] = job
         self.counters["requests"] += 1
+
+    def _deaths(self, name: RequestName) -> int:
+        encoding = self._encoder.deaths(name) if self._encoder is not None else 0
+        return max(self._running.deaths(name), encoding)
+
+    def _forgive(self, name: RequestName) -> None:
+        self._running.forgive(name)
+        if self._encoder is not None:
+            self._encoder.forgive(name)
 
     def _complaint(self, job: Job) -> tuple[str, int | None] | None:
         """What is wrong with what a job supplies, and the position of the text to blame."""
@@ -263,7 +272,7 @@ class Worker:
         """Embeddings that the encoder has made; jobs that have all of theirs are scored."""
         if self._encoder is None:
             return
-        for name, key in self._encoder.take_finished(self._running):
+        for name, key in self._encoder.take_finished():
             job = self._jobs.get(name)
             if job is None:
                 continue
@@ -323,7 +332,7 @@ class Worker:
             queue_us=int(queued * 1e6),
         )
         self._endpoint.answer(job.name, message, writer.frames)
-        self._running.forgive(job.name)
+        self._forgive(job.name)
         self.counters["answered"] += 1
         self._end(job)
 

@@ -65,13 +65,13 @@ class TorchPacked:
 
     def _grain_maxima(self, query: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """For each grain and query row the best similarity in the grain: [total, Lq] float32."""
-        transposed = query.T.contiguous()  # [dim, Lq]
+        transposed = query.float().T.contiguous()  # [dim, Lq]; halves are multiplied in fp32
         Lq = len(query)
         maxima = torch.empty(len(places), Lq, device=query.device)
         block = max(1, min(len(self._scratch), MAX_PRODUCT // (Lq * ROW_GRAIN)))
         for start in range(0, len(places), block):
             some = places[start : start + block]
             rows = torch.index_select(self._grains, 0, some, out=self._scratch[: len(some)])
-            product = torch.mm(rows.view(len(some) * ROW_GRAIN, self._dim), transposed).float()  # [rows, Lq]
+            product = torch.mm(rows.view(len(some) * ROW_GRAIN, self._dim).float(), transposed)  # [rows, Lq]
             torch.amax(product.view(len(some), ROW_GRAIN, Lq), 1, out=maxima[start : start + len(some)])
         return maxima

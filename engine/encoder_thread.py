@@ -1,0 +1,98 @@
+"""One thread that encodes planned batches, one after the other. It keeps no books; whoever plans the batches does.
+
+The control thread goes on answering while a batch runs: torch releases the interpreter lock inside its operations.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.encode_queue import QueuedText
+from engine.encoder import Encoder
+from engine.packing import PackedTexts
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """What became of a batch: each text's [rows, dim] embeddings, in the batch's order."""
+
+    texts: Sequence[QueuedText]
+    embeddings: Sequence[torch.Tensor]
+    seconds: float
+
+
+class EncoderThread:
+    """Runs an `Encoder` beside the control thread.
+
+    An exception while encoding is not caught here: `take` raises it in the control thread, which ends the process (what users
+    send has been checked before, so it is our own fault, and a fresh process is the only state we can trust).
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._batches: queue.SimpleQueue[Sequence[QueuedText] | None] = queue.SimpleQueue()
+        self._finished: queue.SimpleQueue[EncodedBatch | BaseException] = queue.SimpleQueue()
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable when a batch is finished
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a batch runs or waits to be taken."""
+        return self._busy_since is not None
+
+    def busy_seconds(self) -> float:
+        """How long the running batch has been running; 0 if there is none."""
+        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+
+    def submit(self, texts: Sequence[QueuedText]) -> None:
+        """Encode these. One batch at a time."""
+        assert not self.is_busy
+        self._busy_since = time.monotonic()
+        self._batches.put(texts)
+
+    def wait(self) -> None:
+        """Until a batch has finished. For start-up, before there is a loop."""
+        select.select([self.descriptor], [], [])
+
+    def take(self) -> EncodedBatch | None:
+        """The batch that has finished, if one has.
+
+        Raises:
+            BaseException: what encoding raised.
+        """
+        try:
+            finished = self._finished.get_nowait()
+        except queue.Empty:
+            return None
+        self._busy_since = None
+        os.eventfd_read(self.descriptor)
+        if isinstance(finished, BaseException):
+            raise finished
+        return finished
+
+    def close(self) -> None:
+        """Let the running batch end, then the thread."""
+        self._batches.put(None)
+        self._thread.join()
+        os.close(self.descriptor)
+
+    def _run(self) -> None:
+        while (texts := self._batches.get()) is not None:
+            started = time.monotonic()
+            try:
+                encoded = self._encoder.encode(PackedTexts.of(texts))
+                rows = torch.split(encoded.embeddings, encoded.rows)
+                self._finished.put(EncodedBatch(texts, rows, time.monotonic() - started))
+            except BaseException as error:  # handed over: the control thread raises it
+                self._finished.put(error)
+            os.eventfd_write(self.descriptor, 1)

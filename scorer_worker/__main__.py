@@ -1,0 +1,165 @@
+"""The scorer worker's process: `python -P -m scorer_worker`, started by the launcher. Settings on stdin, status on stdout."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.model_spec import LoadedModel, ModelError, load_model
+from ipc.child import EXIT_USAGE, Broken, Child, Progress, Pulse, Up, ignore_stop_signals
+from ipc.messages import MAX_MESSAGE_BYTES, MAX_TEXTS, Credits, Limits
+from ipc.running import RunningFile
+from ipc.service import Description, Endpoint
+from ipc.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from scorer_worker.arena import Arena
+    from scorer_worker.hosted_encoder import HostedEncoder
+
+OUTSTANDING_BYTES = 256 * 2**20  # of embeddings on their way from all API servers together
+OUTSTANDING_TOKENS = 2**20  # for a hosted encoder
+
+BATCH_WORK = 4 * 10**9  # multiply-adds in one launch: about 0.1 s of two cores
+SLICE_WORK = 10**9  # of one client's turn
+
+
+def main() -> int:
+    """Serve until the lifeline ends.
+
+    Returns:
+        0, or 2 where the settings are wrong (reported as Broken).
+    """
+    child = Child()
+    settings = child.read_settings(WorkerSettings)
+    ignore_stop_signals()
+    logging.basicConfig(level=settings.log_level.upper(), format="worker: %(levelname)s %(message)s", stream=sys.stderr)
+    if settings.device == "cuda":
+        child.report(Broken("--device cuda: this version scores on the CPU only", retry=False))
+        return EXIT_USAGE
+    try:
+        model = load_model(settings.model) if settings.model is not None else None
+    except ModelError as error:
+        child.report(Broken(str(error), retry=False))
+        return EXIT_USAGE
+    return _serve(child, settings, model)
+
+
+def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) -> int:
+    child.report(Progress("loading torch"))
+    import torch  # after the settings have been checked: it takes seconds
+
+    from scorer_worker.arena import Arena
+    from scorer_worker.batcher import Batcher
+    from scorer_worker.scorer import Scorer
+    from scorer_worker.store import TooLarge
+    from scorer_worker.worker import Worker
+
+    torch.set_num_threads(settings.threads)
+    torch.set_grad_enabled(False)
+    sys.setswitchinterval(0.0002)
+    dim = model.spec.dim if model is not None else settings.dim
+    assert dim is not None and settings.cache_bytes is not None
+    dtype = torch.float16 if settings.embedding_dtype == "float16" else torch.float32
+    try:
+        arena = Arena(settings.cache_bytes, dim, dtype, torch.device("cpu"))
+    except (TooLarge, RuntimeError) as error:
+        child.report(Broken(f"--embedding-cache-size {settings.cache_bytes}: {error}", retry=False))
+        return EXIT_USAGE
+    scorer = Scorer(arena)
+    longest_batch = _warm_up(arena, scorer)
+    encoder = _host_encoder(child, settings, model, arena) if settings.hosts_encoder and model is not None else None
+    endpoint = Endpoint(settings.address, _describe(arena, model, dim, encoder), lambda: worker.statistics(), time.monotonic)
+    endpoint.watch(child.lifeline)
+    if encoder is not None:
+        endpoint.watch(encoder.descriptor)
+    batcher = Batcher(settings.max_batch_pairs, BATCH_WORK, SLICE_WORK)
+    running = RunningFile(Path(settings.running_path))
+    worker = Worker(endpoint, arena, scorer, batcher, running, encoder, settings.keep_entries)
+    pulse = Pulse(child, longest_batch)
+    child.report(Up(_summary(arena, model, settings)))
+    worker.run(child.is_orphaned, lambda: pulse.beat(encoder.busy_seconds() if encoder is not None else 0.0))
+    endpoint.close()
+    return 0
+
+
+def _warm_up(arena: Arena, scorer: object) -> float:
+    """One batch of full size through the real store and kernel, so that the first request does not pay for it.
+
+    Returns:
+        The seconds that the largest batch takes.
+    """
+    import torch
+
+    from scorer_worker.scorer import PairGroup, Scorer
+    from scorer_worker.store import NewEntry
+
+    assert isinstance(scorer, Scorer)
+    rows = min(64, arena.directory.max_job_rows // 8)
+    texts = [NewEntry(bytes([number]) * 16, rows, 0, keep=False) for number in range(4)]
+    entries = arena.directory.admit([], texts)
+    assert entries is not None
+    for entry in entries:
+        arena.write(entry, torch.zeros(rows, arena.rows.shape[1]))
+    scorer.score([PairGroup(entries[0], entries[1:])])
+    started = time.monotonic()
+    scorer.score([PairGroup(entries[0], entries[1:])])
+    elapsed = time.monotonic() - started
+    arena.directory.unpin(entries)
+    return elapsed * BATCH_WORK / (3 * rows * rows * arena.rows.shape[1])
+
+
+def _host_encoder(child: Child, settings: WorkerSettings, model: LoadedModel, arena: Arena) -> HostedEncoder:
+    child.report(Progress(f"loading {model.spec.name}"))
+    from engine.encode_queue import EncodeQueue
+    from engine.encoder import Encoder
+    from engine.encoder_thread import EncoderThread
+    from scorer_worker.hosted_encoder import HostedEncoder
+
+    assert settings.model is not None
+    encoder = Encoder.load(model, "cpu", settings.model.dtype, settings.threads)
+    skipped = {"query": frozenset(model.spec.query.skip_token_ids), "document": frozenset(model.spec.document.skip_token_ids)}
+
+    def num_rows(role: str, token_ids: memoryview) -> int:
+        return sum(token_id not in skipped[role] for token_id in token_ids)
+
+    running = RunningFile(Path(settings.running_path + ".encoder"))
+    return HostedEncoder(
+        EncodeQueue(settings.max_batch_tokens), EncoderThread(encoder), arena, running, encoder.check, num_rows
+    )
+
+
+def _describe(arena: Arena, model: LoadedModel | None, dim: int, encoder: HostedEncoder | None) -> Description:
+    hosted = model if encoder is not None else None
+    return Description(
+        dim=dim,
+        fingerprint=model.fingerprint if model is not None else _fingerprint_of_dim(dim),
+        limits=Limits(arena.directory.max_job_rows, MAX_MESSAGE_BYTES, MAX_TEXTS),
+        capacity=Credits(OUTSTANDING_BYTES, OUTSTANDING_TOKENS),
+        device=str(arena.rows.device),
+        hosts_encoder=encoder is not None,
+        spec=hosted.spec if hosted is not None else None,
+        tokenizer=hosted.tokenizer_json if hosted is not None else b"",
+    )
+
+
+def _summary(arena: Arena, model: LoadedModel | None, settings: WorkerSettings) -> dict[str, str]:
+    documents = arena.directory.capacity_rows // 192
+    keeps = f"about {documents:,} documents of 180 tokens" if settings.keep_entries else "nothing between requests"
+    return {
+        "model": model.spec.name if model is not None else "",
+        "fingerprint": model.fingerprint.hex() if model is not None else "",
+        "device": str(arena.rows.device),
+        "store": f"{arena.num_bytes / 2**30:.2f} GiB, room for {keeps}",
+    }
+
+
+def _fingerprint_of_dim(dim: int) -> bytes:
+    return hashlib.blake2b(f"embeddings only, dim {dim}".encode(), digest_size=16).digest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The encoder inside the worker: token ids in, filled entries of the store out.
+
+    H1  An entry that is being encoded is held by the encoder itself, besides the jobs that wait for it: what was encoded stays,
+        even if its requests died.
+    H2  A text is dropped before it is encoded only when its last waiter is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from engine.encode_queue import EncodeQueue
+from engine.encoder_thread import EncoderThread
+from ipc.running import RequestName, RunningFile
+from scorer_worker.arena import Arena
+from scorer_worker.jobs import Job, SuppliedIds
+from scorer_worker.store import Entry
+
+
+class HostedEncoder:
+    """Queue and thread of the encoder, and the entries it fills.
+
+    Args:
+        check: token ids -> what is wrong with them, or None.
+        num_rows: (role, token ids) -> how many rows will be scored (skipped tokens left out).
+    """
+
+    def __init__(
+        self,
+        queue: EncodeQueue,
+        thread: EncoderThread,
+        arena: Arena,
+        running: RunningFile,
+        check: Callable[[memoryview], str | None],
+        num_rows: Callable[[str, memoryview], int],
+    ) -> None:
+        self._queue = queue
+        self._thread = thread
+        self._arena = arena
+        self._running = running
+        self._check = check
+        self._num_rows = num_rows
+        self._entries: dict[bytes, Entry] = {}  # H1
+        self._counters = {"encoded_texts": 0.0, "encoded_tokens": 0.0, "encode_batches": 0.0, "encode_seconds": 0.0}
+
+    @property
+    def descriptor(self) -> int:
+        """Readable when a batch is finished."""
+        return self._thread.descriptor
+
+    def busy_seconds(self) -> float:
+        """How long the running batch has been running."""
+        return self._thread.busy_seconds()
+
+    def deaths(self, name: RequestName) -> int:
+        """How many workers died while they encoded for this request."""
+        return self._running.deaths(name)
+
+    def forgive(self, name: RequestName) -> None:
+        self._running.forgive(name)
+
+    def check(self, text: SuppliedIds) -> str | None:
+        """What is wrong with a text, or None."""
+        return self._check(text.token_ids)
+
+    def num_rows(self, text: SuppliedIds) -> int:
+        return self._num_rows(text.role, text.token_ids)
+
+    def add(self, entry: Entry, text: SuppliedIds, job: Job) -> None:
+        """Encode a text into its reserved entry; the job waits for it."""
+        self._arena.directory.hold(entry)
+        self._entries[entry.key] = entry
+        job.unfilled.add(entry.key)
+        self._queue.add(
+            entry.key,
+            "query" if text.role == "query" else "document",
+            text.token_ids,
+            text.expansion,
+            job.name,
+            job.message.client,
+            alone=job.is_suspect,
+        )
+
+    def join(self, entry: Entry, job: Job) -> None:
+        """The job waits for an entry that is being encoded for another one."""
+        joined = self._queue.join(entry.key, job.name)
+        assert joined, "a reserved entry is in the queue or running"
+        job.unfilled.add(entry.key)
+
+    def drop(self, name: RequestName) -> None:
+        """The job waits no longer."""
+        for key in self._queue.drop(name):
+            self._arena.directory.unpin([self._entries.pop(key)])
+
+    def launch(self) -> None:
+        """Start the next batch if the encoder is free."""
+        if self._thread.is_busy:
+            return
+        batch = self._queue.next_batch()
+        if batch:
+            self._running.write(self._queue.running_waiters())
+            self._thread.submit(batch)
+
+    def take_finished(self) -> Iterator[tuple[RequestName, bytes]]:
+        """Fill the entries of a finished batch.
+
+        Yields:
+            (job, key) for each job that waited for an entry that is now filled.
+        """
+        finished = self._thread.take()
+        if finished is None:
+            return
+        self._running.clear()
+        self._counters["encode_batches"] += 1
+        self._counters["encoded_texts"] += len(finished.texts)
+        self._counters["encoded_tokens"] += sum(len(text.token_ids) for text in finished.texts)
+        self._counters["encode_seconds"] += finished.seconds
+        filled: list[Entry] = []
+        for text, embeddings in zip(finished.texts, finished.embeddings, strict=True):
+            entry = self._entries.pop(text.key)
+            self._arena.write(entry, embeddings)
+            filled.append(entry)
+        for key, waiters in self._queue.finish(finished.texts):
+            for name in waiters:
+                assert isinstance(name, tuple)
+                yield name, key
+        self._arena.directory.unpin(filled)
+
+    def statistics(self) -> dict[str, float]:
+        return dict(self._counters)
