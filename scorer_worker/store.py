@@ -137,15 +137,15 @@ class StoreDirectory:
         by_size = sorted(range(len(new)), key=lambda index: -new[index].rows)  # runs of slabs first
         reserved: dict[int, Entry] = {}
         for index in by_size:
-            entry = self._reserve(new[index])
-            if entry is None:
+            room = self._reserve(new[index])
+            if room is None:
                 for other in reserved.values():
                     self._forget(other)
                     self._give_back(other)
                 for other in resident:
                     self._unpin(other)
                 return None
-            reserved[index] = entry
+            reserved[index] = room
         self._insertions += len(new)
         return [reserved[index] for index in range(len(new))]
 
