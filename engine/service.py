@@ -173,7 +173,7 @@ class EngineService:
         message = Encoded(
             request_id=name[1],
             rows=writer.add_ints(rows),
-            embeddings=writer.add(memoryview(embeddings.numpy()).cast("B"), dtype, list(embeddings.shape)),
+            embeddings=writer.add(embeddings.numpy().data.cast("B"), dtype, list(embeddings.shape)),
             credits=self._endpoint.credits(),
         )
         self._endpoint.answer(name, message, writer.frames)

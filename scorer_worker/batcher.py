@@ -13,15 +13,16 @@ it has a place of its own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
 from dataclasses import dataclass
+
+from ipc.running import RequestName
 
 
 @dataclass(slots=True)
 class ScoringJob:
     """A job as the batcher sees it: so many pairs of about so much work each."""
 
-    name: Hashable
+    name: RequestName
     client: bytes
     num_pairs: int
     work_per_pair: int  # multiply-adds, on average
@@ -45,7 +46,7 @@ class Batcher:
         self._max_batch_pairs = max_batch_pairs
         self._max_batch_work = max_batch_work
         self._slice_work = slice_work
-        self._jobs: dict[Hashable, ScoringJob] = {}
+        self._jobs: dict[RequestName, ScoringJob] = {}
         self._turns: dict[bytes, deque[ScoringJob]] = {}  # clients with jobs, next one first
         self._suspects: deque[ScoringJob] = deque()
 
@@ -61,7 +62,7 @@ class Batcher:
         else:
             self._turns.setdefault(job.client, deque()).append(job)
 
-    def remove(self, name: Hashable) -> None:
+    def remove(self, name: RequestName) -> None:
         """Nobody waits for this job any more. Unknown names are ignored."""
         job = self._jobs.pop(name, None)
         if job is None:
@@ -79,7 +80,7 @@ class Batcher:
         if self._suspects:
             job = self._suspects[0]
             return [self._cut(job, job.num_pairs)]
-        slices: dict[Hashable, PairSlice] = {}
+        slices: dict[RequestName, PairSlice] = {}
         pairs_left, work_left = self._max_batch_pairs, self._max_batch_work
         while self._turns:
             client = next(iter(self._turns))

@@ -122,7 +122,6 @@ class HostedEncoder:
             filled.append(entry)
         for key, waiters in self._queue.finish(finished.texts):
             for name in waiters:
-                assert isinstance(name, tuple)
                 yield name, key
         self._arena.directory.unpin(filled)
 

@@ -294,7 +294,7 @@ class Worker:
 
     def _score(self, batch: list[PairSlice]) -> None:
         """Score the slices in one launch, and answer the jobs that are complete."""
-        jobs = [self._jobs[part.job.name] for part in batch]  # type: ignore[index]
+        jobs = [self._jobs[part.job.name] for part in batch]
         groups: list[PairGroup] = []
         for part, job in zip(batch, jobs, strict=True):
             groups += _groups_of(job, part.start, part.stop)

@@ -8,9 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from ipc.running import RequestName
 from scorer_worker.batcher import Batcher, ScoringJob
 
 MAX_PAIRS, MAX_WORK, SLICE_WORK = 50, 1000, 200
+
+
+def named(number: int) -> RequestName:
+    return b"i" * 16, number
 
 
 def batcher() -> Batcher:
@@ -23,38 +28,38 @@ def test_nothing_to_do_is_an_empty_batch() -> None:
 
 def test_small_jobs_of_all_clients_share_a_batch() -> None:
     waiting = batcher()
-    for client in (b"a", b"b", b"c"):
-        waiting.add(ScoringJob(client, client, 3, 10))
+    for number, client in enumerate((b"a", b"b", b"c")):
+        waiting.add(ScoringJob(named(number), client, 3, 10))
     assert sorted(part.job.client for part in waiting.next_batch()) == [b"a", b"b", b"c"]
     assert len(waiting) == 0
 
 
 def test_small_job_behind_a_large_one_is_in_the_first_batch() -> None:
     waiting = batcher()
-    waiting.add(ScoringJob("large", b"a", 1000, 10))
-    waiting.add(ScoringJob("small", b"b", 1, 10))
-    assert "small" in [part.job.name for part in waiting.next_batch()]
+    waiting.add(ScoringJob(named(1), b"a", 1000, 10))
+    waiting.add(ScoringJob(named(2), b"b", 1, 10))
+    assert named(2) in [part.job.name for part in waiting.next_batch()]
 
 
 def test_slices_of_one_job_are_merged() -> None:
     waiting = batcher()
-    waiting.add(ScoringJob("alone", b"a", 45, 10))
+    waiting.add(ScoringJob(named(1), b"a", 45, 10))
     (part,) = waiting.next_batch()
     assert (part.start, part.stop) == (0, 45)
 
 
 def test_job_with_pairs_above_every_limit_still_goes() -> None:
     waiting = batcher()
-    waiting.add(ScoringJob("huge", b"a", 2, 10 * MAX_WORK))
+    waiting.add(ScoringJob(named(1), b"a", 2, 10 * MAX_WORK))
     assert [(part.start, part.stop) for part in waiting.next_batch()] == [(0, 1)]
     assert [(part.start, part.stop) for part in waiting.next_batch()] == [(1, 2)]
 
 
 def test_suspect_is_alone() -> None:
     waiting = batcher()
-    waiting.add(ScoringJob("innocent", b"a", 1, 1))
-    waiting.add(ScoringJob("suspect", b"b", 1, 1, is_suspect=True))
-    assert [[part.job.name for part in waiting.next_batch()] for _ in range(2)] == [["suspect"], ["innocent"]]
+    waiting.add(ScoringJob(named(1), b"a", 1, 1))
+    waiting.add(ScoringJob(named(2), b"b", 1, 1, is_suspect=True))
+    assert [[part.job.name for part in waiting.next_batch()] for _ in range(2)] == [[named(2)], [named(1)]]
 
 
 @given(st.lists(st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.integers(1, 30)), min_size=1, max_size=12))
@@ -63,7 +68,7 @@ def test_clients_take_turns(jobs: list[tuple[bytes, int]]) -> None:
     waiting = Batcher(1, MAX_WORK, SLICE_WORK)  # one pair a batch: the order of turns is visible
     left: dict[bytes, int] = defaultdict(int)
     for number, (client, pairs) in enumerate(jobs):
-        waiting.add(ScoringJob(number, client, pairs, 1))
+        waiting.add(ScoringJob(named(number), client, pairs, 1))
         left[client] += pairs
     served: dict[bytes, int] = defaultdict(int)
     while len(waiting):
@@ -91,7 +96,7 @@ class BatcherMachine(RuleBasedStateMachine):
         suspect=st.booleans(),
     )
     def add(self, client: bytes, pairs: int, work: int, suspect: bool) -> None:
-        self.batcher.add(ScoringJob(self.next_name, client, pairs, work, suspect))
+        self.batcher.add(ScoringJob(named(self.next_name), client, pairs, work, suspect))
         self.sizes[self.next_name] = pairs
         self.handed[self.next_name] = []
         self.next_name += 1
@@ -100,7 +105,7 @@ class BatcherMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         if self.sizes:
             name = data.draw(st.sampled_from(sorted(self.sizes)))
-            self.batcher.remove(name)
+            self.batcher.remove(named(name))
             del self.sizes[name]
 
     @rule()
@@ -112,8 +117,7 @@ class BatcherMachine(RuleBasedStateMachine):
             assert pairs <= MAX_PAIRS and work <= MAX_WORK  # B1
             assert not any(part.job.is_suspect for part in batch)  # B3
         for part in batch:
-            name = part.job.name
-            assert isinstance(name, int)
+            name = part.job.name[1]
             self.handed[name] += range(part.start, part.stop)
             if part.stop == self.sizes[name]:
                 assert self.handed[name] == list(range(self.sizes.pop(name)))  # B2
