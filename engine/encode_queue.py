@@ -3,9 +3,12 @@
     Q1  A key is encoded at most once at a time: who asks for one that waits or runs, joins.
     Q2  A text that waits is dropped only when the last of its waiters is gone; one that runs is finished.
     Q3  A batch holds at most `max_batch_tokens` ids, unless it is a single text.
-    Q4  Clients take turns, and within a client its requests do; a turn is one text. So a small request waits for the running
-        batch, and then has a place in the next one.
-    Q5  Texts of a suspect (a request that was running in an engine that died) are alone in their batch.
+    Q4  Clients take turns, and within a client its requests do; a turn is one text. So a small request waits for the
+        running batch, and then has a place in the next one. A text has a place in the row of everyone who waits for it.
+    Q5  Where a suspect (a request that was running in a service that died) waits for a text of a batch, all texts of
+        that batch have the same waiters: a second death is blamed on nobody who did not want just these texts.
+
+A row keeps a text that meanwhile runs, or is gone, until its turn comes: then it is passed over.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from ipc.messages import Role
 from ipc.running import RequestName
@@ -26,22 +30,29 @@ class QueuedText:
     role: Role
     token_ids: memoryview  # int32, expansion rows included
     expansion: int  # how many of the last ids are expansion rows
-    waiters: dict[RequestName, None] = field(default_factory=dict)
-    is_suspect: bool = False
+    waiters: dict[RequestName, None] = field(default_factory=dict)  # in the order they came
 
 
 class EncodeQueue:
-    """The texts that wait, by client and request, and those that run."""
+    """The texts that wait, by client and request, and those that run. A waiter is the name of a request.
+
+    Args:
+        max_batch_tokens: ids of one batch (Q3).
+    """
 
     def __init__(self, max_batch_tokens: int) -> None:
+        assert max_batch_tokens > 0
         self._max_batch_tokens = max_batch_tokens
         self._waiting: dict[bytes, QueuedText] = {}
+        self._waiting_tokens = 0
         self._running: dict[bytes, QueuedText] = {}
-        self._keys_of: dict[RequestName, dict[bytes, None]] = {}  # waiter -> keys it waits for
-        self._turns: dict[bytes, deque[RequestName]] = {}  # client -> requests with texts of their own in the row
-        self._rows: dict[RequestName, deque[QueuedText]] = {}  # request -> its texts, in order; dropped ones are passed over
+        self._keys: dict[RequestName, dict[bytes, None]] = {}  # what each waits for, waiting or running
+        self._suspects: set[RequestName] = set()
+        self._turns: dict[bytes, deque[RequestName]] = {}  # client -> its requests with a row, both next one first
+        self._rows: dict[RequestName, deque[QueuedText]] = {}
 
     def __len__(self) -> int:
+        """How many texts wait."""
         return len(self._waiting)
 
     def add(
@@ -54,53 +65,66 @@ class EncodeQueue:
         client: bytes,
         alone: bool = False,
     ) -> None:
-        """`waiter` wants this text encoded."""
-        if self.join(key, waiter):
-            return
-        text = QueuedText(key, role, token_ids, expansion, {waiter: None}, alone)
-        self._waiting[key] = text
-        self._keys_of.setdefault(waiter, {})[key] = None
-        if waiter not in self._rows:
-            self._rows[waiter] = deque()
-            self._turns.setdefault(client, deque()).append(waiter)
-        self._rows[waiter].append(text)
+        """`waiter` wants this text encoded: it joins if the key waits or runs already (Q1).
 
-    def join(self, key: bytes, waiter: RequestName) -> bool:
-        """`waiter` wants a text that waits or runs already. False: none of this name does."""
+        Args:
+            token_ids: int32; held, not copied, until the text has been encoded.
+            client: whose turn it takes.
+            alone: the waiter is a suspect (Q5).
+        """
+        if self.join(key, waiter, client, alone):
+            return
+        text = QueuedText(key, role, token_ids, expansion, {waiter: None})
+        self._waiting[key] = text
+        self._waiting_tokens += len(token_ids)
+        self._remember(text, waiter, alone)
+        self._line_up(text, waiter, client)
+
+    def join(self, key: bytes, waiter: RequestName, client: bytes | None = None, alone: bool = False) -> bool:
+        """`waiter` wants a text that waits or runs already.
+
+        Args:
+            client: gives the text a place in the waiter's own row; None leaves it in the places it has.
+            alone: as in `add`.
+
+        Returns:
+            False: no text of this key waits or runs; nothing was done.
+        """
         text = self._waiting.get(key) or self._running.get(key)
         if text is None:
             return False
+        is_new = waiter not in text.waiters
         text.waiters[waiter] = None
-        self._keys_of.setdefault(waiter, {})[key] = None
+        self._remember(text, waiter, alone)
+        if is_new and client is not None and key in self._waiting:
+            self._line_up(text, waiter, client)
         return True
 
     def drop(self, waiter: RequestName) -> list[bytes]:
-        """`waiter` has gone.
+        """`waiter` has gone; an unknown one is ignored.
 
         Returns:
             The keys of texts that will not be encoded now (Q2).
         """
         dropped = []
-        for key in self._keys_of.pop(waiter, ()):
+        for key in self._keys.pop(waiter, ()):
             text = self._waiting.get(key) or self._running[key]
             del text.waiters[waiter]
             if not text.waiters and key in self._waiting:
-                del self._waiting[key]
+                self._take(text)
                 dropped.append(key)
+        self._suspects.discard(waiter)
+        if waiter in self._rows:  # others may wait for some of its texts: those keep their place
+            self._rows[waiter] = deque(text for text in self._rows[waiter] if self._is_waiting(text))
         return dropped
 
-    def next_batch(self) -> Sequence[QueuedText]:
+    def next_batch(self) -> list[QueuedText]:
         """The texts to encode now; empty if none waits. They run until `finish`."""
-        batch: list[QueuedText] = []
-        tokens = 0
-        while (text := self._next_text()) is not None:
-            size = len(text.token_ids)
-            mixes_suspect = bool(batch) and (text.is_suspect or batch[0].is_suspect)
-            if batch and (tokens + size > self._max_batch_tokens or mixes_suspect):
-                break
-            self._take_turn(text)
-            batch.append(text)
-            tokens += size
+        first = self._next_text()
+        if first is None:
+            return []
+        batch = self._batch_of_suspects(first) if self._is_suspect(first) else self._batch_in_turns()
+        self._running.update((text.key, text) for text in batch)
         return batch
 
     def running_waiters(self) -> list[RequestName]:
@@ -108,21 +132,29 @@ class EncodeQueue:
         return list({waiter: None for text in self._running.values() for waiter in text.waiters})
 
     def finish(self, texts: Sequence[QueuedText]) -> list[tuple[bytes, list[RequestName]]]:
-        """These texts have been encoded.
+        """These texts, which ran, have been encoded.
 
         Returns:
-            Each key with those who still wait for it.
+            Each key with those who still wait for it, in the order they came.
         """
         finished = []
         for text in texts:
             del self._running[text.key]
             for waiter in text.waiters:
-                keys = self._keys_of[waiter]
-                del keys[text.key]
-                if not keys:
-                    del self._keys_of[waiter]
+                del self._keys[waiter][text.key]
+                if not self._keys[waiter]:
+                    del self._keys[waiter]
+                    self._suspects.discard(waiter)
             finished.append((text.key, list(text.waiters)))
         return finished
+
+    def statistics(self) -> dict[str, float]:
+        """Gauges by name."""
+        return {
+            "texts_waiting": float(len(self._waiting)),
+            "tokens_waiting": float(self._waiting_tokens),
+            "texts_running": float(len(self._running)),
+        }
 
     def check_integrity(self) -> None:
         """The books agree with each other.
@@ -131,40 +163,87 @@ class EncodeQueue:
             AssertionError: they do not.
         """
         assert not self._waiting.keys() & self._running.keys(), "Q1: a key waits and runs"
-        listed = {text.key for row in self._rows.values() for text in row if self._waiting.get(text.key) is text}
-        assert listed == self._waiting.keys(), "a waiting text stands in no row"
+        assert self._waiting_tokens == sum(len(text.token_ids) for text in self._waiting.values())
         for text in self._waiting.values():
             assert text.waiters, "Q2: a text waits for nobody"
-        for waiter, keys in self._keys_of.items():
-            assert keys, "a waiter waits for nothing"
-            for key in keys:
-                assert waiter in (self._waiting.get(key) or self._running[key]).waiters
-        assert self._rows.keys() == {waiter for turns in self._turns.values() for waiter in turns}
+        listed = {text.key for row in self._rows.values() for text in row if self._is_waiting(text)}
+        assert listed == self._waiting.keys(), "Q4: a waiting text stands in no row"
+        assert sorted(map(repr, self._rows)) == sorted(repr(name) for row in self._turns.values() for name in row)
+        assert all(self._turns.values()), "a client without requests has turns"
+        wanted = {(name, key) for name, keys in self._keys.items() for key in keys}
+        held = [*self._waiting.values(), *self._running.values()]
+        assert wanted == {(name, text.key) for text in held for name in text.waiters}
+        assert all(self._keys.values()), "a waiter waits for nothing"
+        assert self._suspects <= self._keys.keys()
+
+    def _remember(self, text: QueuedText, waiter: RequestName, alone: bool) -> None:
+        self._keys.setdefault(waiter, {})[text.key] = None
+        if alone:
+            self._suspects.add(waiter)
+
+    def _line_up(self, text: QueuedText, waiter: RequestName, client: bytes) -> None:
+        if waiter not in self._rows:
+            self._rows[waiter] = deque()
+            self._turns.setdefault(client, deque()).append(waiter)
+        self._rows[waiter].append(text)
+
+    def _is_waiting(self, text: QueuedText) -> bool:
+        return self._waiting.get(text.key) is text  # the key may have been added anew meanwhile
+
+    def _is_suspect(self, text: QueuedText) -> bool:
+        return not self._suspects.isdisjoint(text.waiters)
+
+    def _take(self, text: QueuedText) -> None:
+        del self._waiting[text.key]
+        self._waiting_tokens -= len(text.token_ids)
+
+    def _batch_in_turns(self) -> list[QueuedText]:
+        """Texts in turn, up to the budget or the first suspect's."""
+        batch: list[QueuedText] = []
+        budget = self._max_batch_tokens
+        while (text := self._next_text()) is not None and not self._is_suspect(text):
+            budget -= len(text.token_ids)
+            if batch and budget < 0:
+                break
+            self._take(text)
+            batch.append(text)
+            self._end_turn()
+        return batch
+
+    def _batch_of_suspects(self, first: QueuedText) -> list[QueuedText]:
+        """This text and others that just the same requests wait for (Q5), up to the budget."""
+        waiter = next(iter(first.waiters))
+        batch: list[QueuedText] = []
+        budget = self._max_batch_tokens
+        for key in chain([first.key], self._keys[waiter]):
+            text = self._waiting.get(key)
+            if text is None or text.waiters.keys() != first.waiters.keys():
+                continue
+            budget -= len(text.token_ids)
+            if batch and budget < 0:
+                break
+            self._take(text)
+            batch.append(text)
+        self._end_turn()
+        return batch
 
     def _next_text(self) -> QueuedText | None:
-        """The text whose turn it is; rows that have nothing left are cleared away."""
+        """The text whose turn it is. Rows in which nothing waits are cleared away."""
         while self._turns:
-            client = next(iter(self._turns))
-            waiter = self._turns[client][0]
-            row = self._rows[waiter]
-            while row and self._waiting.get(row[0].key) is not row[0]:
+            client, requests = next(iter(self._turns.items()))
+            row = self._rows[requests[0]]
+            while row and not self._is_waiting(row[0]):
                 row.popleft()
             if row:
                 return row[0]
-            self._remove_row(client, waiter)
+            del self._rows[requests.popleft()]
+            if not requests:
+                del self._turns[client]
         return None
 
-    def _take_turn(self, text: QueuedText) -> None:
-        """The text runs; its request and its client go to the back."""
+    def _end_turn(self) -> None:
+        """The client whose turn it was, and its request, go to the back."""
         client = next(iter(self._turns))
         requests = self._turns.pop(client)
-        self._rows[requests[0]].popleft()
         requests.rotate(-1)
         self._turns[client] = requests
-        self._running[text.key] = self._waiting.pop(text.key)
-
-    def _remove_row(self, client: bytes, waiter: RequestName) -> None:
-        del self._rows[waiter]
-        self._turns[client].remove(waiter)
-        if not self._turns[client]:
-            del self._turns[client]

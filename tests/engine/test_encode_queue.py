@@ -1,0 +1,250 @@
+"""What is encoded next: Q1 to Q5 of engine.encode_queue."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from engine.encode_queue import EncodeQueue, QueuedText
+from ipc.running import RequestName
+
+MAX_BATCH_TOKENS = 20
+
+
+def named(number: int) -> RequestName:
+    return b"i" * 16, number
+
+
+def key_of(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def ids_of(length: int) -> memoryview:
+    return memoryview(array("i", range(length)))
+
+
+def queue_of(*texts: tuple[int, int, int, bytes], suspects: Sequence[int] = ()) -> EncodeQueue:
+    """A queue with (key, length, waiter, client) added in this order."""
+    queue = EncodeQueue(MAX_BATCH_TOKENS)
+    for key, length, waiter, client in texts:
+        queue.add(key_of(key), "document", ids_of(length), 0, named(waiter), client, alone=waiter in suspects)
+    return queue
+
+
+def keys_of(batch: Sequence[QueuedText]) -> list[int]:
+    return [int.from_bytes(text.key, "big") for text in batch]
+
+
+def all_batches(queue: EncodeQueue) -> list[list[int]]:
+    """The keys of every batch until nothing waits."""
+    batches = []
+    while batch := queue.next_batch():
+        batches.append(keys_of(batch))
+        queue.finish(batch)
+    queue.check_integrity()
+    return batches
+
+
+def test_nothing_waiting_is_an_empty_batch() -> None:
+    assert EncodeQueue(MAX_BATCH_TOKENS).next_batch() == []
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        pytest.param([10, 10, 1], [[0, 1], [2]], id="exactly-full"),
+        pytest.param([10, 11], [[0], [1]], id="one-id-over"),
+        pytest.param([50, 1], [[0], [1]], id="longer-than-a-batch-goes-alone"),
+        pytest.param([1, 50, 1], [[0], [1], [2]], id="longer-than-a-batch-behind-a-short-one"),
+    ],
+)
+def test_batch_stays_within_its_tokens(lengths: list[int], expected: list[list[int]]) -> None:  # Q3
+    queue = queue_of(*((number, length, 1, b"a") for number, length in enumerate(lengths)))
+    assert all_batches(queue) == expected
+
+
+def test_text_wanted_twice_is_encoded_once_for_both() -> None:  # Q1
+    queue = queue_of((7, 5, 1, b"a"), (7, 5, 2, b"b"))
+    batch = queue.next_batch()
+    assert keys_of(batch) == [7]
+    assert queue.finish(batch) == [(key_of(7), [named(1), named(2)])]
+    assert all_batches(queue) == []
+
+
+def test_text_that_runs_is_joined() -> None:  # Q1
+    queue = queue_of((7, 5, 1, b"a"))
+    batch = queue.next_batch()
+    queue.add(key_of(7), "document", ids_of(5), 0, named(2), b"b")
+    assert queue.next_batch() == []
+    assert queue.running_waiters() == [named(1), named(2)]
+    assert queue.finish(batch) == [(key_of(7), [named(1), named(2)])]
+
+
+def test_unknown_text_cannot_be_joined() -> None:
+    queue = queue_of((7, 5, 1, b"a"))
+    assert not queue.join(key_of(8), named(2))
+    assert queue.join(key_of(7), named(2))
+    queue.check_integrity()
+
+
+def test_text_is_encoded_anew_after_it_has_finished() -> None:
+    queue = queue_of((7, 5, 1, b"a"))
+    assert all_batches(queue) == [[7]]
+    queue.add(key_of(7), "document", ids_of(5), 0, named(1), b"a")
+    assert all_batches(queue) == [[7]]
+
+
+def test_text_is_dropped_with_its_last_waiter() -> None:  # Q2
+    queue = queue_of((7, 5, 1, b"a"), (8, 5, 1, b"a"))
+    queue.join(key_of(7), named(2), b"b")
+    assert queue.drop(named(1)) == [key_of(8)]
+    queue.check_integrity()
+    assert queue.drop(named(2)) == [key_of(7)]
+    assert all_batches(queue) == []
+    assert queue.statistics() == {"texts_waiting": 0, "tokens_waiting": 0, "texts_running": 0}
+
+
+def test_running_text_is_finished_for_nobody() -> None:  # Q2
+    queue = queue_of((7, 5, 1, b"a"))
+    batch = queue.next_batch()
+    assert queue.drop(named(1)) == []
+    assert queue.finish(batch) == [(key_of(7), [])]
+    queue.check_integrity()
+
+
+def test_clients_take_turns() -> None:  # Q4
+    queue = queue_of(*((number, 10, 1, b"a") for number in range(4)), (9, 10, 2, b"b"))
+    assert all_batches(queue) == [[0, 9], [1, 2], [3]]
+
+
+def test_requests_of_a_client_take_turns() -> None:  # Q4
+    queue = queue_of(*((number, 10, 1, b"a") for number in range(4)), (9, 10, 2, b"a"))
+    assert all_batches(queue) == [[0, 9], [1, 2], [3]]
+
+
+def test_many_requests_do_not_give_a_client_more_turns() -> None:  # Q4
+    queue = queue_of(*((number, 10, number, b"a") for number in range(4)), (9, 10, 9, b"b"))
+    assert all_batches(queue)[0] == [0, 9]
+
+
+def test_joined_text_comes_at_the_turn_of_whoever_is_first() -> None:  # Q4
+    queue = queue_of(*((number, 10, 1, b"a") for number in range(6)), (5, 10, 2, b"b"))
+    assert all_batches(queue) == [[0, 5], [1, 2], [3, 4]]
+
+
+def test_suspect_shares_its_batch_with_nobody() -> None:  # Q5
+    queue = queue_of((1, 2, 1, b"a"), (2, 2, 2, b"b"), (3, 2, 3, b"c"), (4, 2, 2, b"b"), suspects=[2])
+    assert all_batches(queue) == [[1], [2, 4], [3]]
+
+
+def test_two_suspects_are_not_blamed_for_each_other() -> None:  # Q5
+    queue = queue_of((1, 2, 1, b"a"), (1, 2, 2, b"b"), (2, 2, 1, b"a"), (3, 2, 2, b"b"), suspects=[1, 2])
+    assert sorted(all_batches(queue)) == [[1], [2], [3]]
+
+
+def test_text_is_alone_as_soon_as_a_suspect_joins_it() -> None:  # Q5
+    queue = queue_of((1, 2, 1, b"a"), (2, 2, 1, b"a"))
+    queue.join(key_of(1), named(2), b"b", alone=True)
+    assert all_batches(queue) == [[1], [2]]
+
+
+def test_text_is_alone_no_longer_when_the_suspect_has_gone() -> None:  # Q5
+    queue = queue_of((1, 2, 1, b"a"), (2, 2, 1, b"a"))
+    queue.join(key_of(1), named(2), b"b", alone=True)
+    queue.drop(named(2))
+    assert all_batches(queue) == [[1, 2]]
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Adds, joins, drops, batches and finishes in any order; `wanted` is what each request waits for."""
+
+    KEYS, WAITERS = st.integers(0, 15), st.integers(0, 7)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = EncodeQueue(MAX_BATCH_TOKENS)
+        self.wanted: dict[RequestName, set[bytes]] = {}
+        self.suspects: set[RequestName] = set()
+        self.waiting: set[bytes] = set()
+        self.running: list[QueuedText] = []
+
+    @rule(key=KEYS, number=WAITERS, length=st.integers(1, 30), alone=st.booleans())
+    def add(self, key: int, number: int, length: int, alone: bool) -> None:
+        name = named(number)
+        client = b"%d" % (number % 3)
+        self.queue.add(key_of(key), "document", ids_of(length), 0, name, client, alone)
+        if key_of(key) not in {text.key for text in self.running}:
+            self.waiting.add(key_of(key))
+        self._want(name, key_of(key), alone)
+
+    @rule(key=KEYS, number=WAITERS, alone=st.booleans(), has_client=st.booleans())
+    def join(self, key: int, number: int, alone: bool, has_client: bool) -> None:
+        name = named(number)
+        known = self.waiting | {text.key for text in self.running}
+        client = b"%d" % (number % 3) if has_client else None
+        assert self.queue.join(key_of(key), name, client, alone) == (key_of(key) in known)
+        if key_of(key) in known:
+            self._want(name, key_of(key), alone)
+
+    @rule(number=WAITERS)
+    def drop(self, number: int) -> None:
+        gone = self.wanted.pop(named(number), set())
+        self.suspects.discard(named(number))
+        left = {key for keys in self.wanted.values() for key in keys}
+        expected = {key for key in gone if key in self.waiting and key not in left}
+        assert set(self.queue.drop(named(number))) == expected  # Q2
+        self.waiting -= expected
+
+    @rule()
+    def launch(self) -> None:
+        if self.running:
+            return
+        self.running = list(self.queue.next_batch())
+        assert bool(self.running) == bool(self.waiting)
+        keys = [text.key for text in self.running]
+        assert len(set(keys)) == len(keys)  # Q1
+        assert set(keys) <= self.waiting
+        self.waiting -= set(keys)
+        tokens = sum(len(text.token_ids) for text in self.running)
+        assert tokens <= MAX_BATCH_TOKENS or len(keys) == 1  # Q3
+        waiters = [{name for name, wanted in self.wanted.items() if key in wanted} for key in keys]
+        if any(names & self.suspects for names in waiters):
+            assert all(names == waiters[0] for names in waiters)  # Q5
+        assert set(self.queue.running_waiters()) == set().union(*waiters)
+
+    @rule()
+    def finish(self) -> None:
+        finished = self.queue.finish(self.running)
+        assert [key for key, _ in finished] == [text.key for text in self.running]
+        for key, names in finished:
+            assert set(names) == {name for name, wanted in self.wanted.items() if key in wanted}
+            for name in names:
+                self.wanted[name].discard(key)
+                if not self.wanted[name]:
+                    del self.wanted[name]
+                    self.suspects.discard(name)
+        self.running = []
+
+    @invariant()
+    def books_agree(self) -> None:
+        self.queue.check_integrity()
+        assert len(self.queue) == len(self.waiting)
+
+    def teardown(self) -> None:
+        """Everything that waits is encoded in the end."""
+        self.queue.finish(self.running)
+        assert {key for batch in all_batches(self.queue) for key in batch} == {
+            int.from_bytes(key, "big") for key in self.waiting
+        }
+
+    def _want(self, name: RequestName, key: bytes, alone: bool) -> None:
+        self.wanted.setdefault(name, set()).add(key)
+        if alone:
+            self.suspects.add(name)
+
+
+TestAnyOrder = AnyOrder.TestCase
