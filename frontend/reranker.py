@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from frontend.byte_budget import ByteBudget
-from frontend.errors import RequestFailed
+from frontend.errors import invalid
 from frontend.ranking import EmbeddingsInput, RankingResult, RankingTask, TextInput, Timings
 from frontend.tokenizer import StatelessTokenizer
 from ipc.arrays import ITEM_BYTES, FrameWriter
@@ -122,12 +122,12 @@ class Reranker:
         return self._model.spec if self._model else None
 
     @property
-    def tokenizer(self) -> StatelessTokenizer | None:
-        return self._model.tokenizer if self._model else None
-
-    @property
     def fingerprint(self) -> bytes | None:
         return self._model.fingerprint if self._model else None
+
+    def special_tokens(self, role: Role) -> int:
+        """Special tokens and markers of a text; 0 before the encoder was there."""
+        return self._model.tokenizer.special_tokens(role) if self._model else 0
 
     @property
     def dim(self) -> int | None:
@@ -236,9 +236,9 @@ class _Ranking:
                 continue
             name = self._name(index)
             if text.dim != dim:
-                raise _invalid(f"{name}.embeddings: shape [{text.rows}, {text.dim}], this server's dim is {dim}", name)
+                raise invalid(f"{name}.embeddings: shape [{text.rows}, {text.dim}], this server's dim is {dim}", name)
             if text.rows > limit // 2:
-                raise _invalid(f"{name}.embeddings: {text.rows} rows, at most {limit // 2}", name)
+                raise invalid(f"{name}.embeddings: {text.rows} rows, at most {limit // 2}", name)
 
     # --- one part -------------------------------------------------------------------------------------------------
 
@@ -331,7 +331,7 @@ class _Ranking:
         if error.code is not ErrorCode.INVALID_REQUEST or error.which is None or error.which >= len(order):
             return error
         name = self._name(order[error.which])
-        return _invalid(f"{name}.{error.message}", name)
+        return invalid(f"{name}.{error.message}", name)
 
     # --- what is supplied -----------------------------------------------------------------------------------------
 
@@ -356,7 +356,7 @@ class _Ranking:
         if model is None:
             raise ServiceFailed(ErrorCode.UNAVAILABLE, "the encoder is not ready", 1000)
         task = self._task
-        max_length = task.max_tokens_per_query if role == "query" else task.max_tokens_per_doc
+        limit = task.query_length if role == "query" else task.document_length
         started = self._loop.time()
         for start in range(0, len(texts), TOKENISE_TEXTS):
             some = texts[start : start + TOKENISE_TEXTS]
@@ -365,7 +365,7 @@ class _Ranking:
                 model.tokenizer.encode,
                 role,
                 [self._text(i) for i in some],
-                max_length,
+                limit,
                 task.truncation,
                 [self._name(i) for i in some],
             )
@@ -423,11 +423,10 @@ class _Ranking:
         queries = [i for i in named if i < self._num_queries]
         documents = [i for i in named if i >= self._num_queries]
         if self._engine is None:
-            supplied += [
-                self._supply_tokens(role, some, places, writer)
-                for role, some in (("query", queries), ("document", documents))
-                if some
-            ]
+            if queries:
+                supplied.append(self._supply_tokens("query", queries, places, writer))
+            if documents:
+                supplied.append(self._supply_tokens("document", documents, places, writer))
             return supplied
         encoded = {i: self._queries[i] for i in queries}
         if documents:
@@ -589,5 +588,3 @@ async def _all(parts: Sequence[Coroutine[None, None, None]]) -> None:
         raise
 
 
-def _invalid(message: str, param: str) -> RequestFailed:
-    return RequestFailed(ErrorCode.INVALID_REQUEST, message, param=param)

@@ -21,6 +21,7 @@ from ipc.messages import (
     Encoded,
     ErrorCode,
     Failed,
+    FloatDType,
     Hello,
     Limits,
     Message,
@@ -37,6 +38,7 @@ from ipc.messages import (
 )
 
 CLIENT = b"someone!"
+SHAPES: list[tuple[int, FloatDType, int]] = [(3, "float32", 4), (5, "float16", 2)]
 ids = st.integers(0, 2**63 - 1)
 small = st.integers(0, 5)
 
@@ -71,7 +73,7 @@ def scores_requests(draw: st.DrawFn) -> tuple[Score, FrameWriter]:
         which = draw(st.lists(st.integers(0, texts - 1), unique=True, max_size=texts))
         if draw(st.booleans()):
             rows = draw(st.lists(small, min_size=len(which), max_size=len(which)))
-            dim, dtype, width = draw(st.sampled_from([(3, "float32", 4), (5, "float16", 2)]))
+            dim, dtype, width = draw(st.sampled_from(SHAPES))
             data = draw(st.binary(min_size=sum(rows) * dim * width, max_size=sum(rows) * dim * width))
             supplied.append(
                 SuppliedEmbeddings(

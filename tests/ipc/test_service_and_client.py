@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 
 from ipc.arrays import FrameWriter
 from ipc.client import ServiceClient
+from ipc.codec import encode
 from ipc.errors import ServiceFailed
 from ipc.messages import (
     IDENTITY_BYTES,
     KEY_BYTES,
     Credits,
     ErrorCode,
+    Hello,
     Limits,
     Score,
     Scores,
@@ -259,11 +261,8 @@ def test_client_that_falls_silent_is_dropped_with_its_requests(directory: Path, 
     endpoint = Endpoint(address, describe(), dict, lambda: now[0])
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = connect_dealer(context, address, b"i" * IDENTITY_BYTES)
-    from ipc.codec import encode
-    from ipc.messages import Hello
-
     socket.send_multipart(encode(Hello(1)))
-    assert socket.poll(LIMIT * 1000, zmq.POLLOUT)
+    assert socket.poll(int(LIMIT * 1000), zmq.POLLOUT)
     endpoint.wait(LIMIT)
     assert list(endpoint.receive()) == []
     now[0] = 2.0
@@ -285,9 +284,6 @@ def test_garbage_on_the_real_socket_does_not_stop_the_service(seed: int) -> None
     choose = random.Random(seed)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     attacker = connect_dealer(context, address, choose.randbytes(IDENTITY_BYTES))
-    from ipc.codec import encode
-    from ipc.messages import Hello
-
     attacker.send_multipart(encode(Hello(1)))
     for _ in range(200):
         message, writer = ask([choose.randbytes(KEY_BYTES)])
@@ -295,7 +291,7 @@ def test_garbage_on_the_real_socket_does_not_stop_the_service(seed: int) -> None
         victim = choose.choice(parts)
         victim[choose.randrange(len(victim))] ^= choose.randrange(1, 256)
         if choose.random() < 0.5:
-            parts = [choose.randbytes(choose.randrange(200)) for _ in range(choose.randrange(1, 6))]
+            parts = [bytearray(choose.randbytes(choose.randrange(200))) for _ in range(choose.randrange(1, 6))]
         attacker.send_multipart(parts)
 
     async def main() -> None:

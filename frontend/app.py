@@ -1,0 +1,113 @@
+"""The ASGI application of an API server: which path leads where, and what every request passes through."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from frontend.admission import Admission
+from frontend.app_config import AppConfig
+from frontend.auth import Authentication
+from frontend.call import Api
+from frontend.errors import RequestFailed, on_bug, on_failure, on_http_exception
+from frontend.metrics import Metrics
+from frontend.ranking import Ranker
+from frontend.routes import status
+from frontend.routes.rerank import rerank
+from frontend.routes.score import score
+from ipc.errors import ServiceFailed
+
+CLIENT_CLOSED = 499  # for the metrics; nobody reads it
+
+_ROUTES = [
+    *(Route(path, rerank, methods=["POST"]) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
+    *(Route(path, score, methods=["POST"]) for path in ("/score", "/v1/score")),
+    Route("/v1/models", status.models),
+    Route("/health", status.health),
+    Route("/ping", status.health),
+    Route("/live", status.live),
+    Route("/ready", status.ready),
+    Route("/version", status.version),
+    Route("/metrics", status.metrics),
+]
+_PATHS = frozenset(route.path for route in _ROUTES)
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def create_app(
+    config: AppConfig,
+    ranker: Ranker,
+    admission: Admission,
+    secret: bytes,
+    is_draining: Callable[[], bool],
+    metrics: Metrics,
+) -> ASGIApp:
+    """The application. Holds no state of its own; `ranker` does the work."""
+    app = Starlette(
+        routes=_ROUTES,
+        middleware=[
+            Middleware(RequestFrame, metrics=metrics),
+            Middleware(Authentication, digests=config.api_key_digests),
+        ],
+        exception_handlers={
+            RequestFailed: on_failure,
+            ServiceFailed: on_failure,
+            ClientDisconnect: _on_disconnect,
+            HTTPException: on_http_exception,
+            Exception: on_bug,
+        },
+    )
+    app.router.redirect_slashes = False
+    app.state.api = Api(config, ranker, admission, secret, metrics, is_draining)
+    return app
+
+
+class RequestFrame:
+    """ASGI middleware around everything: the request's id, and its line in the metrics."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        request_id = _request_id(scope)
+        scope["maxsimd.request_id"] = request_id
+        statuses: list[int] = []
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        path = scope["path"] if scope["path"] in _PATHS else "other"
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._metrics.requests.labels(path, str(statuses[0] if statuses else 500)).inc()
+            self._metrics.seconds.labels(path).observe(time.monotonic() - started)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own id if it is a sane one, else a new one."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    """Nobody waits any more."""
+    return Response(b"", CLIENT_CLOSED)

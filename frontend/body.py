@@ -1,0 +1,56 @@
+"""Reads a request's body: never more than allowed, never longer than allowed, and not at all where the answer is no."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import ClientDisconnect, Request
+
+from frontend.errors import HttpError, RequestFailed, invalid
+
+
+def announced_size(request: Request, limit: int) -> int | None:
+    """The body's size as announced; None: it comes in chunks.
+
+    Raises:
+        RequestFailed: it is not a number, or above the limit.
+    """
+    header = request.headers.get("content-length")
+    if header is None:
+        return None
+    if not header.isascii() or not header.isdigit():
+        raise invalid("content-length: not a number", "content-length")
+    size = int(header)
+    if size > limit:
+        raise _too_large(limit)
+    return size
+
+
+async def read_body(request: Request, limit: int, timeout: float) -> bytes:
+    """The body.
+
+    Raises:
+        RequestFailed: it is longer than `limit` bytes, or has not come within `timeout` seconds.
+        ClientDisconnect: the client has gone.
+    """
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                part = message.get("body", b"")
+                size += len(part)
+                if size > limit:
+                    raise _too_large(limit)
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+    except TimeoutError:
+        raise RequestFailed(HttpError.REQUEST_TIMEOUT, f"body: not complete within {timeout:.0f} s") from None
+
+
+def _too_large(limit: int) -> RequestFailed:
+    return RequestFailed(HttpError.BODY_TOO_LARGE, f"body: more than {limit} bytes (--max-body-bytes)")

@@ -1,0 +1,258 @@
+"""One ranking request, from its headers to its scores: admission, body, names of its texts, deadline, disconnect."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.requests import ClientDisconnect, Request
+
+from frontend.admission import Admission
+from frontend.app_config import AppConfig
+from frontend.auth import client_tag
+from frontend.body import announced_size, read_body
+from frontend.embeddings_input import decode_embeddings
+from frontend.errors import HttpError, RequestFailed, invalid
+from frontend.keys import effective_limit, key_maker
+from frontend.metrics import Metrics
+from frontend.ranking import EmbeddingsInput, Input, Ranker, RankingResult, RankingTask, TextInput
+from frontend.schemas import InputBody, InputObject, RerankBody, ScoreBody, text_of
+from ipc.errors import ServiceFailed
+from ipc.messages import ErrorCode, ModelSpec, Role
+
+CHUNKED_GUESS = 65_536  # bytes that a body without Content-Length is taken for
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """What the routes share."""
+
+    config: AppConfig
+    ranker: Ranker
+    admission: Admission
+    secret: bytes
+    metrics: Metrics
+    is_draining: Callable[[], bool]
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names to list; answers carry the first."""
+        if self.config.served_model_names:
+            return self.config.served_model_names
+        return (self.ranker.spec.name,) if self.ranker.spec is not None else ("embeddings",)
+
+
+def api_of(request: Request) -> Api:
+    api = request.app.state.api
+    assert isinstance(api, Api)
+    return api
+
+
+class Call:
+    """A request that was let in, with its body."""
+
+    def __init__(self, request: Request, body: bytes, started: float) -> None:
+        self.api = api_of(request)
+        self.body = body
+        self._request = request
+        self._started = started
+        self._key_digest: str = request.scope.get("maxsimd.key", "")
+
+    @property
+    def request_id(self) -> str:
+        return str(self._request.scope["maxsimd.request_id"])
+
+    def check_model(self, name: str | None) -> None:
+        """404 for a model that is not served, if the server is strict about it.
+
+        Raises:
+            RequestFailed: it is.
+        """
+        names = self.api.model_names
+        if self.api.config.strict_model_name and name is not None and name not in names:
+            raise RequestFailed(HttpError.NOT_FOUND, f"model: {name[:100]!r} is not served; {', '.join(names)} is", "model")
+
+    def make_task(
+        self,
+        body: RerankBody | ScoreBody,
+        queries: Sequence[InputBody],
+        documents: Sequence[InputBody],
+        pairs: Sequence[tuple[int, int]] | None,
+        fields: tuple[str, str],
+    ) -> RankingTask:
+        """What the reranker is asked.
+
+        Raises:
+            RequestFailed: a text or its embeddings are wrong, or there are too many; names the field.
+        """
+        query_field, document_field = fields
+        limit = self.api.config.max_documents_per_request
+        if not documents:
+            raise invalid(f"{document_field}: empty, at least 1", document_field)
+        if not queries:
+            raise invalid(f"{query_field}: empty, at least 1", query_field)
+        for field, inputs in ((query_field, queries), (document_field, documents)):
+            if len(inputs) > limit:
+                raise invalid(f"{field}: {len(inputs)}, at most {limit} (--max-documents-per-request)", field)
+        truncation = body.truncation is not False
+        lengths = {role: self._limit(body, role) for role in ("query", "document")}
+        query_names = [query_field] if pairs is None else [f"{query_field}[{i}]" for i in range(len(queries))]
+        return RankingTask(
+            queries=self._read(body, "query", queries, query_names, lengths["query"], truncation),
+            documents=self._read(body, "document", documents, document_field, lengths["document"], truncation),
+            pairs=pairs,
+            client=client_tag(self._key_digest, self._peer()),
+            deadline=self._started + self._timeout(body.timeout_ms),
+            query_length=lengths["query"],
+            document_length=lengths["document"],
+            truncation=truncation,
+            query_field=query_field,
+            document_field=document_field,
+        )
+
+    async def score(self, task: RankingTask) -> RankingResult:
+        """The scores; if the client goes meanwhile, its work is cancelled.
+
+        Raises:
+            RequestFailed, ServiceFailed: there is no answer.
+            ClientDisconnect: nobody waits for one.
+        """
+        scoring = asyncio.create_task(self.api.ranker.score(task))
+        leaving = asyncio.create_task(self._wait_disconnect())
+        try:
+            await asyncio.wait({scoring, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not scoring.done():
+                raise ClientDisconnect
+            result = scoring.result()
+        finally:
+            for task_ in (scoring, leaving):
+                task_.cancel()
+            await asyncio.gather(scoring, leaving, return_exceptions=True)
+        self._count(result)
+        return result
+
+    def timing_headers(self, result: RankingResult) -> dict[str, str]:
+        """The stages' times, only with --expose-timings: they tell what was in the store."""
+        if not self.api.config.expose_timings:
+            return {}
+        stages = {name: getattr(result.timings, name) for name in ("tokenize", "encode", "worker", "queue", "score")}
+        stages["total"] = time.monotonic() - self._started
+        return {f"x-maxsimd-{name}-ms": f"{seconds * 1000:.3f}" for name, seconds in stages.items()} | {
+            "x-maxsimd-encoded-tokens": str(result.encoded_tokens)
+        }
+
+    def _limit(self, body: RerankBody | ScoreBody, role: Role) -> int:
+        spec = self.api.ranker.spec
+        if spec is None:
+            return 0
+        field = "max_tokens_per_query" if role == "query" else "max_tokens_per_doc"
+        wanted = getattr(body, field) or None
+        cut = body.truncate_prompt_tokens
+        if cut is not None and cut > 0 and (wanted is None or cut < wanted):
+            field, wanted = "truncate_prompt_tokens", cut
+        return effective_limit(spec, role, wanted, self.api.ranker.special_tokens(role), field)
+
+    def _read(
+        self,
+        body: RerankBody | ScoreBody,
+        role: Role,
+        inputs: Sequence[InputBody],
+        names: Sequence[str] | str,
+        limit: int,
+        truncation: bool,
+    ) -> list[Input]:
+        make_key: Callable[[str], bytes] | None = None
+        result: list[Input] = []
+        for index, value in enumerate(inputs):
+            if isinstance(value, str):
+                text: str | None = value
+            else:
+                name = f"{names}[{index}]" if isinstance(names, str) else names[index]
+                text = text_of(value, name)
+            if text is None:
+                result.append(_embeddings_of(value, name))
+                continue
+            if make_key is None:
+                make_key = self._key_maker(body, role, limit, truncation)
+            if role == "query" and not text.strip():
+                name = names if isinstance(names, str) else names[index]
+                raise invalid(f"{name}: empty", name)
+            result.append(TextInput(text, make_key(text)))
+        return result
+
+    def _key_maker(self, body: RerankBody | ScoreBody, role: Role, limit: int, truncation: bool) -> Callable[[str], bytes]:
+        self._need_encoder()
+        fingerprint = self.api.ranker.fingerprint
+        assert fingerprint is not None
+        salt = (body.cache_salt or "").encode("utf-8", "surrogatepass")
+        if self.api.config.is_cache_per_key:
+            salt = self._key_digest.encode() + b"/" + salt
+        return key_maker(self.api.secret, fingerprint, role, limit, truncation, salt)
+
+    def _need_encoder(self) -> ModelSpec:
+        ranker = self.api.ranker
+        if ranker.spec is None:
+            if ranker.has_encoder:
+                raise ServiceFailed(ErrorCode.UNAVAILABLE, "the encoder is not ready", 1000)
+            raise invalid("this server has no encoder (--no-engine): send embeddings in place of texts")
+        return ranker.spec
+
+    def _timeout(self, timeout_ms: int | None) -> float:
+        """The server's limit, lowered by what the request says."""
+        seconds = self.api.config.request_timeout
+        if timeout_ms is not None:
+            seconds = min(seconds, timeout_ms / 1000)
+        header = self._request.headers.get("x-request-timeout")
+        if header is None:
+            return seconds
+        try:
+            wanted = float(header)
+        except ValueError:
+            wanted = -1.0
+        if not 0 < wanted < float("inf"):
+            raise invalid("x-request-timeout: expected seconds above 0", "x-request-timeout")
+        return min(seconds, wanted)
+
+    def _peer(self) -> str:
+        return self._request.client.host if self._request.client is not None else ""
+
+    async def _wait_disconnect(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            continue
+
+    def _count(self, result: RankingResult) -> None:
+        metrics = self.api.metrics
+        metrics.pairs.inc(len(result.scores))
+        metrics.prompt_tokens.inc(sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens))
+        metrics.encoded_tokens.inc(result.encoded_tokens)
+        for stage in ("tokenize", "encode", "worker", "queue", "score"):
+            metrics.stage_seconds.labels(stage).observe(getattr(result.timings, stage))
+        self.api.admission.learn(len(self.body), result.encoded_tokens, time.monotonic() - self._started)
+
+
+@asynccontextmanager
+async def admitted(request: Request) -> AsyncIterator[Call]:
+    """Let a request in and read its body; give its place back at the end.
+
+    Raises:
+        RequestFailed: the body is too large or too slow.
+        ServiceFailed: too many requests are waiting; the body has not been read.
+    """
+    started = time.monotonic()
+    api = api_of(request)
+    limit = api.config.max_body_bytes
+    size = announced_size(request, limit)
+    ticket = api.admission.try_admit(CHUNKED_GUESS if size is None else size)
+    try:
+        body = await read_body(request, limit, api.config.request_timeout)
+        yield Call(request, body, started)
+    finally:
+        ticket.release()
+
+
+def _embeddings_of(value: InputBody, name: str) -> EmbeddingsInput:
+    assert isinstance(value, InputObject) and value.embeddings is not None
+    return decode_embeddings(value.embeddings, name)

@@ -1,0 +1,121 @@
+"""What can go wrong with a request, and the one table that turns it into HTTP.
+
+    RequestFailed                  the request is at fault, or cannot be served now
+      (code: ErrorCode, or one of the four that only HTTP knows)
+    ipc.errors.ServiceFailed       the services could not answer; mapped by the same table
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ipc.errors import ServiceFailed
+from ipc.messages import ErrorCode
+
+MAX_MESSAGE = 500  # characters: errors say what is wrong, they do not send the request back
+
+_log = logging.getLogger("maxsimd.api_server")
+
+
+class HttpError(enum.StrEnum):
+    """Failures that exist only at the surface."""
+
+    UNAUTHORIZED = "unauthorized"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    BODY_TOO_LARGE = "body_too_large"
+    REQUEST_TIMEOUT = "request_timeout"
+
+
+# status and vLLM's name of the type
+HTTP_STATUS: dict[ErrorCode | HttpError, tuple[int, str]] = {
+    ErrorCode.INVALID_REQUEST: (400, "BadRequestError"),
+    HttpError.UNAUTHORIZED: (401, "AuthenticationError"),
+    HttpError.NOT_FOUND: (404, "NotFoundError"),
+    HttpError.METHOD_NOT_ALLOWED: (405, "MethodNotAllowedError"),
+    HttpError.REQUEST_TIMEOUT: (408, "RequestTimeoutError"),
+    HttpError.BODY_TOO_LARGE: (413, "BodyTooLargeError"),
+    ErrorCode.OVERLOADED: (429, "OverloadedError"),
+    ErrorCode.UNAVAILABLE: (503, "ServiceUnavailableError"),
+    ErrorCode.DEADLINE_EXCEEDED: (503, "DeadlineExceededError"),
+    ErrorCode.STALE_EPOCH: (503, "ServiceUnavailableError"),
+    ErrorCode.WORKER_CRASHED: (500, "WorkerCrashedError"),
+    ErrorCode.INTERNAL: (500, "InternalServerError"),
+}
+_RETRY = (429, 503)
+
+
+class RequestFailed(Exception):
+    """A request that gets an error. `message` names the field and the rule; `param` is the field."""
+
+    def __init__(
+        self, code: ErrorCode | HttpError, message: str, param: str | None = None, retry_after_ms: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after_ms = retry_after_ms
+
+
+def invalid(message: str, param: str | None = None) -> RequestFailed:
+    """A 400."""
+    return RequestFailed(ErrorCode.INVALID_REQUEST, message, param)
+
+
+def error_response(path: str, request_id: str, error: RequestFailed | ServiceFailed) -> Response:
+    """The error in the caller's dialect: Cohere's on /v2, else vLLM's and OpenAI's, with `detail` and `message` for clients
+    that read those (Jina's, Cohere's v1)."""
+    status, kind = HTTP_STATUS[error.code]
+    message = error.message if len(error.message) <= MAX_MESSAGE else error.message[:MAX_MESSAGE] + "..."
+    param = error.param if isinstance(error, RequestFailed) else None
+    if path.startswith("/v2/"):
+        body: dict[str, object] = {"message": message, "id": request_id}
+    else:
+        inner = {"message": message, "type": kind, "param": param, "code": status}
+        body = {"error": inner, "detail": message, "message": message}
+    headers = {}
+    if status in _RETRY:
+        retry_after_ms = error.retry_after_ms or 1000
+        headers = {"retry-after": str(math.ceil(retry_after_ms / 1000)), "retry-after-ms": str(retry_after_ms)}
+    if status == 401:
+        headers = {"www-authenticate": "Bearer"}
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+def request_id_of(request: Request) -> str:
+    """The id that `frontend.app` gave this request."""
+    return str(request.scope.get("maxsimd.request_id", ""))
+
+
+async def on_failure(request: Request, error: Exception) -> Response:
+    """Starlette's handler of RequestFailed and ServiceFailed."""
+    assert isinstance(error, RequestFailed | ServiceFailed)
+    return error_response(request.scope["path"], request_id_of(request), error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405, in the caller's dialect."""
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"]
+    if error.status_code == 405:
+        failure = RequestFailed(HttpError.METHOD_NOT_ALLOWED, f"{request.method} is not allowed on {path[:200]}")
+    else:
+        failure = RequestFailed(HttpError.NOT_FOUND, f"no such path: {path[:200]}")
+    response = error_response(path, request_id_of(request), failure)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def on_bug(request: Request, error: Exception) -> Response:
+    """The last resort: no internals in the answer; the log has them."""
+    _log.error("request %s on %s: %r", request_id_of(request), request.scope["path"], error)
+    failure = RequestFailed(ErrorCode.INTERNAL, "internal error; the server's log has the request id")
+    return error_response(request.scope["path"], request_id_of(request), failure)

@@ -1,0 +1,92 @@
+"""What the routes ask of the reranker, and what they get back. No HTTP, no wire."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ipc.messages import FloatDType, ModelSpec, Role
+
+
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    """A text and the 16-byte name of its embeddings."""
+
+    text: str
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsInput:
+    """A client's own token embeddings: [rows, dim], little-endian, row by row."""
+
+    embeddings: bytes
+    dtype: FloatDType
+    rows: int
+    dim: int
+
+
+Input = TextInput | EmbeddingsInput
+
+
+@dataclass(frozen=True, slots=True)
+class RankingTask:
+    """Pairs to score."""
+
+    queries: Sequence[Input]
+    documents: Sequence[Input]
+    pairs: Sequence[tuple[int, int]] | None  # None: the one query with every document
+    client: bytes  # 8 bytes: whose turn it is
+    deadline: float  # of time.monotonic()
+    query_length: int  # effective limits in tokens
+    document_length: int
+    truncation: bool = True  # False: a text that is too long fails the request
+    query_field: str = "query"  # the fields' names in the user's request
+    document_field: str = "documents"
+
+    def name_of(self, text: int) -> str:
+        """The user's name of a text: queries are counted first, then documents."""
+        if text >= len(self.queries):
+            return f"{self.document_field}[{text - len(self.queries)}]"
+        return self.query_field if self.pairs is None else f"{self.query_field}[{text}]"
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds spent for one request. Parts run side by side, so they may add up to more than the whole."""
+
+    tokenize: float = 0.0
+    encode: float = 0.0
+    worker: float = 0.0  # Score round trips, of which:
+    queue: float = 0.0
+    score: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RankingResult:
+    """Raw MaxSim scores in pair order, and what the texts were made of."""
+
+    scores: array[float]
+    query_rows: Sequence[int]  # scored rows of each query
+    query_prompt_tokens: Sequence[int]
+    document_prompt_tokens: Sequence[int]
+    encoded_tokens: int = 0  # by the engine, for this request
+    timings: Timings = field(default_factory=Timings)
+
+
+class Ranker(Protocol):
+    """What the routes need of a reranker."""
+
+    @property
+    def spec(self) -> ModelSpec | None: ...
+    @property
+    def fingerprint(self) -> bytes | None: ...
+    @property
+    def has_encoder(self) -> bool: ...
+    @property
+    def is_ready(self) -> bool: ...
+    async def score(self, task: RankingTask) -> RankingResult: ...
+    async def statistics(self) -> dict[str, dict[str, float]]: ...
+    def special_tokens(self, role: Role) -> int: ...

@@ -1,0 +1,1 @@
+"""One file per kind of request: decode, ask, answer."""

@@ -1,0 +1,78 @@
+"""POST /score, /v1/score: queries and documents in, a score for each pair out, in the order of the input (vLLM's contract)."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from frontend.call import admitted
+from frontend.errors import invalid
+from frontend.routes.score_modes import convert_scores
+from frontend.schemas import (
+    PAIRS_OF_FIELDS,
+    InputBody,
+    ScoreAnswer,
+    ScoreBody,
+    ScoredPair,
+    ScoreUsage,
+    as_list,
+    decode_score,
+)
+
+_encoder = msgspec.json.Encoder()
+
+
+async def score(request: Request) -> Response:
+    """1:1, 1:N, or N:N of equal lengths."""
+    async with admitted(request) as call:
+        body = decode_score(call.body)
+        call.check_model(body.model)
+        queries, documents, fields = _sides(body)
+        pairs = _pairs(queries, documents, fields)
+        result = await call.score(call.make_task(body, queries, documents, pairs, fields))
+        scores = convert_scores(result, pairs, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
+        tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
+        answer = ScoreAnswer(
+            id=f"score-{call.request_id}",
+            object="list",
+            created=int(time.time()),
+            model=call.api.model_names[0],
+            data=[ScoredPair(index, value) for index, value in enumerate(scores)],
+            usage=ScoreUsage(tokens, tokens),
+        )
+        return Response(_encoder.encode(answer), 200, call.timing_headers(result), "application/json")
+
+
+def _sides(body: ScoreBody) -> tuple[list[InputBody], list[InputBody], tuple[str, str]]:
+    """The two sides, and what the request calls them.
+
+    Raises:
+        RequestFailed: no pair of fields is complete.
+    """
+    for first, second in PAIRS_OF_FIELDS:
+        left, right = getattr(body, first), getattr(body, second)
+        if left is not None and right is not None:
+            return as_list(left), as_list(right), (first, second)
+    expected = ", ".join(f"{first} and {second}" for first, second in PAIRS_OF_FIELDS)
+    raise invalid(f"body: no pair of fields is complete; expected one of {expected}")
+
+
+def _pairs(
+    queries: list[InputBody], documents: list[InputBody], fields: tuple[str, str]
+) -> list[tuple[int, int]] | None:
+    """None: one query with every document.
+
+    Raises:
+        RequestFailed: the lengths do not go together.
+    """
+    if len(queries) == 1:
+        return None
+    if len(queries) != len(documents):
+        raise invalid(
+            f"{fields[0]}, {fields[1]}: {len(queries)} and {len(documents)} items; expected 1 and N, or equal numbers",
+            fields[1],
+        )
+    return [(index, index) for index in range(len(queries))]

@@ -1,0 +1,92 @@
+"""GET /health /ping /live /ready /version /metrics /v1/models: what the server is, and how it is."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from frontend.call import api_of
+from frontend.errors import RequestFailed, error_response, request_id_of
+from frontend.version import VERSION
+from ipc.messages import ErrorCode
+
+_STARTED = int(time.time())
+
+
+async def live(request: Request) -> Response:
+    """200 while this process answers at all: a reason to leave it running."""
+    return Response(b"", 200)
+
+
+async def health(request: Request) -> Response:
+    """200 while requests can be answered, 503 while worker or engine are away (as vLLM's)."""
+    return _probe(request, api_of(request).ranker.is_ready, "the worker or the encoder is away")
+
+
+async def ready(request: Request) -> Response:
+    """200 while this server should be sent requests: healthy, and not about to stop."""
+    api = api_of(request)
+    if api.is_draining():
+        return _probe(request, False, "stopping")
+    return _probe(request, api.ranker.is_ready, "the worker or the encoder is not there yet")
+
+
+async def version(request: Request) -> Response:
+    return _json({"version": VERSION})
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus text: all API servers of this launch added up, worker and engine beside them."""
+    api = api_of(request)
+    return Response(api.metrics.render(await api.ranker.statistics()), 200, media_type=CONTENT_TYPE_LATEST)
+
+
+async def models(request: Request) -> Response:
+    """vLLM's list, one entry per served name."""
+    api = api_of(request)
+    spec = api.ranker.spec
+    names = api.model_names
+    max_length = max(spec.query.max_length, spec.document.max_length) if spec is not None else 0
+    return _json({"object": "list", "data": [_model(name, names[0], max_length) for name in names]})
+
+
+def _model(name: str, root: str, max_length: int) -> dict[str, object]:
+    permission = {
+        "id": f"modelperm-{name}",
+        "object": "model_permission",
+        "created": _STARTED,
+        "allow_create_engine": False,
+        "allow_sampling": False,
+        "allow_logprobs": False,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
+    return {
+        "id": name,
+        "object": "model",
+        "created": _STARTED,
+        "owned_by": "maxsimd",
+        "root": root,
+        "parent": None,
+        "max_model_len": max_length,
+        "permission": [permission],
+    }
+
+
+def _probe(request: Request, is_fine: bool, reason: str) -> Response:
+    if is_fine:
+        return Response(b"", 200)
+    failure = RequestFailed(ErrorCode.UNAVAILABLE, reason, retry_after_ms=1000)
+    return error_response(request.scope["path"], request_id_of(request), failure)
+
+
+def _json(content: object) -> Response:
+    return Response(msgspec.json.encode(content), 200, media_type="application/json")
