@@ -264,12 +264,12 @@ class _Ranking:
         """
         async with self._parallel, self._reranker._budget.hold(self._supplied_bytes(part.supply)):
             message, writer, order = await self._build_score(part)
-            started = self._loop.time()
+            started = time.monotonic()
             try:
                 answer, frames = await self._worker.request(message, writer.frames, self._deadline)
             except ServiceFailed as error:
                 raise self._explain(error, order) from None
-            self._timings.worker += self._loop.time() - started
+            self._timings.worker += time.monotonic() - started
         match answer:
             case Scores():
                 self._record(part, order, answer, frames)
@@ -357,7 +357,7 @@ class _Ranking:
             raise ServiceFailed(ErrorCode.UNAVAILABLE, "the encoder is not ready", 1000)
         task = self._task
         limit = task.query_length if role == "query" else task.document_length
-        started = self._loop.time()
+        started = time.monotonic()
         for start in range(0, len(texts), TOKENISE_TEXTS):
             some = texts[start : start + TOKENISE_TEXTS]
             result = await self._loop.run_in_executor(
@@ -374,7 +374,7 @@ class _Ranking:
                 self._tokenized[text] = _Tokenized(result.token_ids[offset : offset + length], expansion)
                 offset += length
         self._reranker.tokenized_texts += len(texts)
-        self._timings.tokenize += self._loop.time() - started
+        self._timings.tokenize += time.monotonic() - started
 
     def _text(self, index: int) -> str:
         text = self._texts[index]
@@ -398,9 +398,9 @@ class _Ranking:
             expansion=writer.add_ints(entry.expansion for entry in tokens),
             token_ids=writer.add_ints(token_ids),
         )
-        started = self._loop.time()
+        started = time.monotonic()
         answer, frames = await self._engine.request(message, writer.frames, self._deadline, tokens=len(token_ids))
-        self._timings.encode += self._loop.time() - started
+        self._timings.encode += time.monotonic() - started
         self._encoded_tokens += len(token_ids)
         self._reranker.encoded_tokens += len(token_ids)
         if not isinstance(answer, Encoded) or answer.embeddings.dtype != "float32":

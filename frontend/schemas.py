@@ -124,6 +124,8 @@ class ScoreAnswer(msgspec.Struct, frozen=True):
     usage: ScoreUsage
 
 
+_MISSING = "Object missing required field "
+
 Body = TypeVar("Body", RerankBody, ScoreBody)
 
 _rerank = msgspec.json.Decoder(RerankBody)
@@ -155,6 +157,8 @@ def _decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at `$")
         field = place.rstrip("`").lstrip(".") or None
+        if problem.startswith(_MISSING):
+            problem, field = "required", ".".join(filter(None, (field, problem[len(_MISSING) :].strip("`"))))
         raise invalid(f"{field}: {problem}" if field else f"body: {problem}", field) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"body: not JSON ({str(error)[:200]})") from None
