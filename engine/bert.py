@@ -1,125 +1,112 @@
-"""BERT as a packed encoder: rows of all texts in one matrix, no padding anywhere but in attention's own masks.
+"""BERT as a packed encoder: the rows of all texts in one matrix, without padding.
 
-Plain functions over a dict of weights; the order of operations is transformers' BertModel. Attention runs per text on a CPU
-(measured: fastest for ragged lengths on two cores), so the longest text does not stretch the others.
+The order of operations is that of transformers' BertModel without its pooler. Query, key and value are one matrix
+product. token_type is always 0, so its embedding is part of the positions'.
 
-Source: Devlin et al. 2019 (BERT).
+Source: Devlin et al. 2019 (BERT). Ground truth: transformers' BertModel, through tests/engine/test_parity.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
-from engine.model_spec import BertConfig
+from engine.attention import Attention
+from engine.bert_config import BertConfig
+from engine.packing import PackedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """x @ weight.T + bias"""
+
+    weight: torch.Tensor  # [out, in]
+    bias: torch.Tensor  # [out]
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return functional.linear(rows, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """Over the last dimension."""
+
+    weight: torch.Tensor  # [hidden]
+    bias: torch.Tensor  # [hidden]
+    epsilon: float
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(rows, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
 @dataclass(frozen=True, slots=True)
 class BertLayer:
-    """One layer's weights. Projections are [out, in]."""
+    """Attention, then a feed-forward net, each added to its input and normalised after (post-norm)."""
 
-    qkv_weight: torch.Tensor  # [3 * hidden, hidden]: query, key and value in one matmul
-    qkv_bias: torch.Tensor
-    out_weight: torch.Tensor
-    out_bias: torch.Tensor
-    attention_norm: tuple[torch.Tensor, torch.Tensor]
-    up_weight: torch.Tensor  # [intermediate, hidden]
-    up_bias: torch.Tensor
-    down_weight: torch.Tensor
-    down_bias: torch.Tensor
-    output_norm: tuple[torch.Tensor, torch.Tensor]
+    qkv: Linear  # hidden -> 3 * hidden
+    out: Linear
+    attention_norm: LayerNorm
+    up: Linear  # hidden -> intermediate
+    down: Linear
+    output_norm: LayerNorm
+
+    def __call__(
+        self, hidden: torch.Tensor, num_heads: int, attend: Attention, batch: PackedBatch
+    ) -> torch.Tensor:  # [total_tokens, hidden] -> the same
+        qkv = self.qkv(hidden).view(len(hidden), 3, num_heads, -1)  # [total_tokens, 3, num_heads, head_dim]
+        hidden = self.attention_norm(hidden + self.out(attend(qkv, batch)))
+        inner = functional.gelu(self.up(hidden))  # the exact one, with erf
+        return self.output_norm(hidden + self.down(inner))
 
 
 class Bert:
-    """The encoder of a BERT checkpoint.
+    """A BERT encoder.
 
     Args:
         config: of the checkpoint.
-        weights: by BertModel's own names, without a prefix; shapes have been checked.
+        weights: by BertModel's own names, in the dtype to compute in; `engine.checkpoint` has checked their shapes.
+        attend: how attention is computed.
     """
 
-    def __init__(self, config: BertConfig, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, config: BertConfig, weights: Mapping[str, torch.Tensor], attend: Attention) -> None:
         self._num_heads = config.num_attention_heads
-        self._epsilon = config.layer_norm_eps
+        self._attend = attend
         self._words = weights["embeddings.word_embeddings.weight"]
-        # token_type 0 is the only one these models use: added to the positions once
-        self._positions = (
-            weights["embeddings.position_embeddings.weight"] + weights["embeddings.token_type_embeddings.weight"][0]
+        positions, token_types = (
+            weights[f"embeddings.{name}_embeddings.weight"] for name in ("position", "token_type")
         )
-        self._norm = weights["embeddings.LayerNorm.weight"], weights["embeddings.LayerNorm.bias"]
-        self._layers = [_read_layer(weights, number) for number in range(config.num_hidden_layers)]
+        self._positions = positions + token_types[0]
+        self._norm = _layer_norm(weights, "embeddings.LayerNorm", config)
+        self._layers = [_bert_layer(weights, number, config) for number in range(config.num_hidden_layers)]
 
-    def __call__(
-        self, token_ids: torch.Tensor, position_ids: torch.Tensor, lengths: Sequence[int], attended: Sequence[int]
-    ) -> torch.Tensor:
-        """The last hidden states.
-
-        Args:
-            token_ids, position_ids: [total_tokens] int64.
-            lengths: rows of each text.
-            attended: leading rows of each text that others attend to; the rest (expansion) only attends.
-
-        Returns:
-            [total_tokens, hidden].
-        """
-        hidden = F.embedding(token_ids, self._words) + self._positions[position_ids]  # [total_tokens, hidden]
-        hidden = self._normalise(hidden, self._norm)
+    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        """The last hidden states, [total_tokens, hidden]."""
+        hidden = self._words[batch.token_ids] + self._positions[batch.position_ids]
+        hidden = self._norm(hidden)
         for layer in self._layers:
-            hidden = self._run_layer(layer, hidden, lengths, attended)
+            hidden = layer(hidden, self._num_heads, self._attend, batch)
         return hidden
 
-    def _run_layer(
-        self, layer: BertLayer, hidden: torch.Tensor, lengths: Sequence[int], attended: Sequence[int]
-    ) -> torch.Tensor:
-        qkv = F.linear(hidden, layer.qkv_weight, layer.qkv_bias)  # [total_tokens, 3 * hidden]
-        context = attend(qkv, self._num_heads, lengths, attended)
-        hidden = self._normalise(hidden + F.linear(context, layer.out_weight, layer.out_bias), layer.attention_norm)
-        inner = F.gelu(F.linear(hidden, layer.up_weight, layer.up_bias))
-        return self._normalise(hidden + F.linear(inner, layer.down_weight, layer.down_bias), layer.output_norm)
 
-    def _normalise(self, hidden: torch.Tensor, norm: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return F.layer_norm(hidden, hidden.shape[-1:], *norm, self._epsilon)
-
-
-def attend(qkv: torch.Tensor, num_heads: int, lengths: Sequence[int], attended: Sequence[int]) -> torch.Tensor:
-    """Bidirectional attention inside each text.
-
-    Args:
-        qkv: [total_tokens, 3 * hidden], packed.
-        lengths, attended: as in `Bert.__call__`. Rows that are not attended are left out of keys and values, which is
-            exactly what a mask of 0 does in the reference.
-
-    Returns:
-        [total_tokens, hidden].
-    """
-    total, width = qkv.shape
-    head_dim = width // 3 // num_heads
-    context = qkv.new_empty(total, num_heads, head_dim)
-    start = 0
-    for length, keys in zip(lengths, attended, strict=True):
-        text = qkv[start : start + length].view(1, length, 3, num_heads, head_dim).transpose(1, 3)
-        q, k, v = text[:, :, 0], text[:, :, 1, :keys], text[:, :, 2, :keys]  # [1, heads, rows, head_dim]
-        context[start : start + length] = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
-        start += length
-    return context.view(total, num_heads * head_dim)
-
-
-def _read_layer(weights: dict[str, torch.Tensor], number: int) -> BertLayer:
+def _bert_layer(weights: Mapping[str, torch.Tensor], number: int, config: BertConfig) -> BertLayer:
     prefix = f"encoder.layer.{number}."
-
-    def pair(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        return weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"]
-
-    projections = [pair(f"attention.self.{name}") for name in ("query", "key", "value")]
+    parts = [_linear(weights, f"{prefix}attention.self.{name}") for name in ("query", "key", "value")]
     return BertLayer(
-        torch.cat([weight for weight, _ in projections]),
-        torch.cat([bias for _, bias in projections]),
-        *pair("attention.output.dense"),
-        pair("attention.output.LayerNorm"),
-        *pair("intermediate.dense"),
-        *pair("output.dense"),
-        pair("output.LayerNorm"),
+        qkv=Linear(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])),
+        out=_linear(weights, f"{prefix}attention.output.dense"),
+        attention_norm=_layer_norm(weights, f"{prefix}attention.output.LayerNorm", config),
+        up=_linear(weights, f"{prefix}intermediate.dense"),
+        down=_linear(weights, f"{prefix}output.dense"),
+        output_norm=_layer_norm(weights, f"{prefix}output.LayerNorm", config),
     )
+
+
+def _linear(weights: Mapping[str, torch.Tensor], name: str) -> Linear:
+    return Linear(weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+
+def _layer_norm(weights: Mapping[str, torch.Tensor], name: str, config: BertConfig) -> LayerNorm:
+    return LayerNorm(weights[f"{name}.weight"], weights[f"{name}.bias"], config.layer_norm_eps)

@@ -1,65 +1,86 @@
-"""Weights from safetensors files, checked against the configuration before anything is computed with them."""
+"""Weights from safetensors files, by one set of names, checked against the configuration before anything runs."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
-from engine.model_spec import BertConfig, ModelError, Projection
+from engine.bert_config import BertConfig
+from engine.formats import Projection
+from engine.model_files import ModelError, WeightsFile
 
 _PREFIXES = ("", "bert.", "model.", "model.bert.")
 _FIRST = "embeddings.word_embeddings.weight"
+_OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}  # TensorFlow's, in old saves
 
 
-def load_bert_weights(path: Path, config: BertConfig) -> dict[str, torch.Tensor]:
-    """BertModel's weights in float32, by its own names without a prefix.
+def load_bert_weights(file: WeightsFile, config: BertConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """BertModel's weights, by its own names without a prefix.
 
     Raises:
-        ModelError: one is missing or has another shape than config.json says.
+        ModelError: one is missing, no float, or has another shape than config.json says.
     """
-    tensors = load_file(path)
-    prefix = next((prefix for prefix in _PREFIXES if prefix + _FIRST in tensors), None)
+    prefix = next((prefix for prefix in _PREFIXES if prefix + _FIRST in file.tensors), None)
     if prefix is None:
-        raise ModelError(f"{path}: no {_FIRST}; the weights are not a BERT encoder's")
-    weights = {}
-    for name, shape in _expected_shapes(config).items():
-        tensor = tensors.get(prefix + name)
-        if tensor is None:
-            raise ModelError(f"{path}: no {prefix + name}")
-        if list(tensor.shape) != shape:
-            raise ModelError(f"{path}: {prefix + name} has shape {list(tensor.shape)}, config.json says {shape}")
-        weights[name] = tensor.float()
-    return weights
+        raise ModelError(f"{file.path}: no {_FIRST}, so no BERT encoder")
+    return {
+        name: _load_tensor(file, prefix + _name_in(file, prefix, name), shape, dtype)
+        for name, shape in _expected_shapes(config)
+    }
 
 
 def load_projection(projection: Projection, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The [out, in] matrix, and the [out] bias if there is one."""
-    tensors = load_file(projection.path)
-    bias = tensors[projection.bias].to(dtype) if projection.bias is not None else None
-    return tensors[projection.weight].to(dtype), bias
+    """The [out_features, in_features] matrix, and the [out_features] bias if there is one.
+
+    Raises:
+        ModelError: one is no float.
+    """
+    weight, bias = (
+        _load_tensor(projection.file, name, projection.file.shape_of(name), dtype) if name is not None else None
+        for name in (projection.weight, projection.bias)
+    )
+    assert weight is not None
+    return weight, bias
 
 
-def _expected_shapes(config: BertConfig) -> dict[str, list[int]]:
+def _load_tensor(file: WeightsFile, name: str, shape: list[int] | None, dtype: torch.dtype) -> torch.Tensor:
+    if file.shape_of(name) is None:
+        raise ModelError(f"{file.path}: no {name}; the checkpoint is not whole")
+    if file.shape_of(name) != shape:
+        raise ModelError(f"{file.path}: {name} has shape {file.shape_of(name)}, config.json says {shape}")
+    with safe_open(file.path, framework="pt") as tensors:
+        tensor: torch.Tensor = tensors.get_tensor(name)
+    if not tensor.is_floating_point():
+        raise ModelError(f"{file.path}: {name} is {tensor.dtype}; quantised weights are not in this version")
+    return tensor.to(dtype)
+
+
+def _name_in(file: WeightsFile, prefix: str, name: str) -> str:
+    for new, old in _OLD_NAMES.items():
+        renamed = name.replace(new, old)
+        if prefix + name not in file.tensors and prefix + renamed in file.tensors:
+            return renamed
+    return name
+
+
+def _expected_shapes(config: BertConfig) -> Iterator[tuple[str, list[int]]]:
     hidden, inner = config.hidden_size, config.intermediate_size
-    shapes = {
-        _FIRST: [config.vocab_size, hidden],
-        "embeddings.position_embeddings.weight": [config.max_position_embeddings, hidden],
-        "embeddings.token_type_embeddings.weight": [config.type_vocab_size, hidden],
-        "embeddings.LayerNorm.weight": [hidden],
-        "embeddings.LayerNorm.bias": [hidden],
-    }
+    yield _FIRST, [config.vocab_size, hidden]
+    yield "embeddings.position_embeddings.weight", [config.max_position_embeddings, hidden]
+    yield "embeddings.token_type_embeddings.weight", [config.type_vocab_size, hidden]
+    yield from _pair("embeddings.LayerNorm", [hidden])
     for number in range(config.num_hidden_layers):
-        layer = f"encoder.layer.{number}."
-        for name in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
-            shapes[f"{layer}{name}.weight"] = [hidden, hidden]
-            shapes[f"{layer}{name}.bias"] = [hidden]
-        shapes[f"{layer}intermediate.dense.weight"] = [inner, hidden]
-        shapes[f"{layer}intermediate.dense.bias"] = [inner]
-        shapes[f"{layer}output.dense.weight"] = [hidden, inner]
-        shapes[f"{layer}output.dense.bias"] = [hidden]
-        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
-            shapes[f"{layer}{name}.weight"] = [hidden]
-            shapes[f"{layer}{name}.bias"] = [hidden]
-    return shapes
+        layer = f"encoder.layer.{number}"
+        for name in ("self.query", "self.key", "self.value", "output.dense"):
+            yield from _pair(f"{layer}.attention.{name}", [hidden, hidden])
+        yield from _pair(f"{layer}.attention.output.LayerNorm", [hidden])
+        yield from _pair(f"{layer}.intermediate.dense", [inner, hidden])
+        yield from _pair(f"{layer}.output.dense", [hidden, inner])
+        yield from _pair(f"{layer}.output.LayerNorm", [hidden])
+
+
+def _pair(name: str, shape: list[int]) -> Iterator[tuple[str, list[int]]]:
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]

@@ -6,19 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
+from engine.attention import attend_per_text
 from engine.bert import Bert
 from engine.checkpoint import load_bert_weights, load_projection
 from engine.model_spec import LoadedModel
-from engine.packing import PackedTexts
-from ipc.messages import TextSpec
+from engine.packing import PackedTexts, pack
+from ipc.messages import Role, TextSpec
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "identity": lambda x: x,
+    "identity": lambda rows: rows,
     "tanh": torch.tanh,
-    "relu": F.relu,
-    "gelu": F.gelu,
+    "relu": functional.relu,
+    "gelu": functional.gelu,
 }
 _DTYPES = {"auto": torch.float32, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -27,80 +28,111 @@ _DTYPES = {"auto": torch.float32, "float32": torch.float32, "float16": torch.flo
 class EncodedTexts:
     """The scored rows of a batch, one text after the other."""
 
-    embeddings: torch.Tensor  # [sum(rows), dim] float32, L2-normalised
-    rows: list[int]  # [n]
+    embeddings: torch.Tensor  # [sum(rows), dim] float32, contiguous, every row of length 1
+    rows: list[int]  # [n]; 0 where every token is skipped
 
 
 class Encoder:
-    """Encoder, projections, normalisation and skip list of one model, as its reference has them.
+    """Encoder, projections, normalisation and skip list of one model, in the order of its reference (docs: fidelity).
 
-    Order of operations (docs: fidelity): encoder, projections, L2 normalisation, then rows of skipped tokens are left out.
-    Expansion rows are scored; unless the model says so, nobody attends to them.
+    Args:
+        model: whose weights are read.
+        dtype: what encoder and projections compute in; the normalisation is in float32.
+
+    Raises:
+        ModelError: weights are missing or have another shape than the configuration says.
     """
 
     def __init__(self, model: LoadedModel, dtype: torch.dtype) -> None:
-        self._config = model.config
-        self._spec = model.spec
-        weights = load_bert_weights(model.weights, model.config)
-        self._bert = Bert(model.config, {name: tensor.to(dtype) for name, tensor in weights.items()})
+        self._max_positions = model.max_positions
+        self._vocab_size = model.vocab_size
+        self._specs: dict[Role, TextSpec] = {"query": model.spec.query, "document": model.spec.document}
+        self._bert = Bert(model.config, load_bert_weights(model.weights, model.config, dtype), attend_per_text)
         self._projections = [
             (*load_projection(projection, dtype), _ACTIVATIONS[projection.activation])
             for projection in model.projections
         ]
-        self._skipped = {
-            role: torch.tensor(spec.skip_token_ids, dtype=torch.int64)
-            for role, spec in (("query", model.spec.query), ("document", model.spec.document))
-        }
+        self._is_skipped = {role: self._skip_table(spec.skip_token_ids) for role, spec in self._specs.items()}
 
     @classmethod
     def load(cls, model: LoadedModel, device: str, dtype: str, threads: int) -> Encoder:
         """Read the weights.
 
         Args:
-            device: "cpu".
+            device: "cpu": what this version runs on.
             dtype: "auto" (float32 on a CPU), "float32", "float16" or "bfloat16".
-            threads: of this process's matmuls.
+            threads: of this process's matrix products; set for the whole process.
 
         Raises:
             ModelError: weights are missing or have another shape than the configuration says.
+            ValueError: another device or dtype; the message names it.
         """
-        assert device == "cpu", device
+        if device != "cpu":
+            raise ValueError(f"device: {device!r}, expected 'cpu'")
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype: {dtype!r}, expected one of {', '.join(_DTYPES)}")
         torch.set_num_threads(threads)
         return cls(model, _DTYPES[dtype])
 
-    def check(self, token_ids: memoryview) -> str | None:
-        """What is wrong with a text's ids, naming the rule; None if nothing is."""
-        if not len(token_ids):
-            return "token_ids: at least 1"
-        if len(token_ids) > self._config.max_position_embeddings:
-            return f"token_ids: {len(token_ids)}, at most {self._config.max_position_embeddings}"
-        if max(token_ids) >= self._config.vocab_size:
-            return f"token_ids: {max(token_ids)} is outside the vocabulary of {self._config.vocab_size}"
+    def check(self, token_ids: memoryview, expansion: int = 0) -> str | None:
+        """What is wrong with one text, naming field and rule; None if nothing is. Cheap: for whoever queues texts.
+
+        Args:
+            token_ids: int32.
+            expansion: how many of the last ids are expansion rows.
+        """
+        if not 1 <= len(token_ids) <= self._max_positions:
+            return f"token_ids: {len(token_ids)} ids, expected 1 to {self._max_positions}"
+        if not 0 <= expansion < len(token_ids):
+            return (
+                f"expansion: {expansion} rows of a text of {len(token_ids)} ids, expected at least one id before them"
+            )
+        for token_id in (min(token_ids), max(token_ids)):
+            if not 0 <= token_id < self._vocab_size:
+                return f"token_ids: {token_id}, expected 0 to {self._vocab_size - 1}, the model's vocabulary"
         return None
 
     @torch.inference_mode()
     def encode(self, texts: PackedTexts) -> EncodedTexts:
-        """The embeddings of a batch. Every text must pass `check`."""
-        lengths = list(texts.lengths)
-        token_ids = torch.frombuffer(texts.token_ids, dtype=torch.int32).long()  # [total_tokens]
-        position_ids = torch.cat([torch.arange(length) for length in lengths])
-        attended = [self._attended(*text) for text in zip(texts.roles, lengths, texts.expansion, strict=True)]
-        embeddings = self._bert(token_ids, position_ids, lengths, attended)  # [total_tokens, hidden]
-        for weight, bias, activation in self._projections:
-            embeddings = activation(F.linear(embeddings, weight, bias))
-        embeddings = F.normalize(embeddings.float(), dim=-1)  # [total_tokens, dim]
-        return self._leave_out_skipped(embeddings, token_ids, texts.roles, lengths)
+        """The embeddings of a batch, which may mix roles.
 
-    def _attended(self, role: str, length: int, expansion: int) -> int:
-        """How many leading rows of a text others attend to."""
-        spec: TextSpec = self._spec.query if role == "query" else self._spec.document
-        return length if spec.attend_expansion else length - expansion
+        Raises:
+            ValueError: `check` finds a text wrong, or fields do not fit each other; the message names text and field.
+        """
+        self._check_all(texts)
+        batch = pack(texts, [self._specs[role].attend_expansion for role in texts.roles])
+        rows = self._bert(batch)  # [total_tokens, hidden]
+        for weight, bias, activation in self._projections:
+            rows = activation(functional.linear(rows, weight, bias))
+        # p=2, epsilon 1e-12: as the reference's Normalize
+        embeddings = functional.normalize(rows.float(), dim=-1)  # [total_tokens, dim]
+        return self._leave_out_skipped(embeddings, batch.token_ids, texts.roles, batch.lengths)
+
+    def _check_all(self, texts: PackedTexts) -> None:
+        token_ids, start = memoryview(texts.token_ids), 0
+        for number, (length, expansion) in enumerate(zip(texts.lengths, texts.expansion, strict=False)):
+            problem = self.check(token_ids[start : start + length], expansion)
+            if problem is not None:
+                raise ValueError(f"text {number}: {problem}")
+            start += length
+
+    def _skip_table(self, token_ids: Sequence[int]) -> torch.Tensor | None:
+        """[vocab_size] bool, or None where nothing is skipped: a look-up costs a hundredth of a search."""
+        if not token_ids:
+            return None
+        table = torch.zeros(self._vocab_size, dtype=torch.bool)
+        table[list(token_ids)] = True
+        return table
 
     def _leave_out_skipped(
-        self, embeddings: torch.Tensor, token_ids: torch.Tensor, roles: Sequence[str], lengths: list[int]
+        self, embeddings: torch.Tensor, token_ids: torch.Tensor, roles: Sequence[Role], lengths: Sequence[int]
     ) -> EncodedTexts:
-        if not any(len(self._skipped[role]) for role in set(roles)):
-            return EncodedTexts(embeddings, lengths)
-        kept = [~torch.isin(ids, self._skipped[role]) for role, ids in zip(roles, torch.split(token_ids, lengths), strict=True)]
-        rows = [int(mask.sum()) for mask in kept]
-        return EncodedTexts(embeddings[torch.cat(kept)], rows)
+        if all(self._is_skipped[role] is None for role in roles):
+            return EncodedTexts(embeddings, list(lengths))
+        kept = [
+            torch.ones(len(ids), dtype=torch.bool) if table is None else ~table[ids]
+            for ids, table in zip(
+                torch.split(token_ids, list(lengths)), (self._is_skipped[role] for role in roles), strict=True
+            )
+        ]
+        return EncodedTexts(embeddings[torch.cat(kept)], [int(mask.sum()) for mask in kept])
