@@ -1,23 +1,35 @@
 """The bodies of rerank and score requests, and of their answers.
 
-Requests are the superset of what vLLM's, Cohere's and Jina's clients send: unknown fields are ignored, every optional field may be
-null. Answers are the one shape that all of these clients parse (../docs/http.md): no `object` in rerank answers, and a
-`document` is left out rather than null.
+Requests are the superset of what vLLM's, Cohere's and Jina's clients send: unknown fields are ignored (among them
+`user`, `priority`, `request_id`, `instruction`, `rank_fields` and `max_chunks_per_doc`), every optional field may be
+null. Answers are the one shape that all of these clients parse: no `object` in rerank answers, and a `document` is left
+out rather than null.
+
+A query or document is one of
+
+    "text"
+    {"text": "text"}                                                              Jina, Cohere v1
+    {"content": [{"type": "text", "text": "text"}, ...]}                          vLLM; parts are joined by newlines
+    {"embeddings": {"data": base64, "shape": [rows, dim], "dtype": "float32"}}    token embeddings by value
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from frontend.embeddings_input import EmbeddingsPayload
-from frontend.errors import invalid
+from frontend.errors import RequestFailed, invalid
+from ipc.messages import FloatDType
 
-MAX_SALT = 1024
+MAX_ECHO = 200  # characters of a user's own words in an error
 
 ScoreMode = Literal["raw", "mean", "unit"]
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Milliseconds = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Salt = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 
 
 class ContentPart(msgspec.Struct, frozen=True):
@@ -39,16 +51,16 @@ InputBody = str | InputObject
 
 
 class _Common(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields of both requests. Lengths are in tokens, special tokens and markers included."""
+    """Fields of both requests. Lengths are in tokens, special tokens and markers included, and only lower the model's."""
 
     model: str | None = None
-    max_tokens_per_query: int | None = None
-    max_tokens_per_doc: int | None = None
-    truncate_prompt_tokens: int | None = None  # -1: the model's own lengths
+    max_tokens_per_query: Tokens | None = None  # 0: the model's own
+    max_tokens_per_doc: Tokens | None = None
+    truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] | None = None  # -1: the model's own
     truncation: bool | None = None  # false: a text that is too long is a 400
-    score_mode: ScoreMode | None = None
-    cache_salt: str | None = None
-    timeout_ms: int | None = None
+    score_mode: ScoreMode | None = None  # None: the server's
+    cache_salt: Salt | None = None  # requests with another salt neither find nor time this one's embeddings
+    timeout_ms: Milliseconds | None = None  # lowers the server's limit
 
 
 class RerankBody(_Common, frozen=True, kw_only=True):
@@ -56,7 +68,7 @@ class RerankBody(_Common, frozen=True, kw_only=True):
 
     query: InputBody
     documents: list[InputBody] | InputBody
-    top_n: int | None = None  # 0: all
+    top_n: Annotated[int, msgspec.Meta(ge=0)] | None = None  # 0, or more than there are: all
     return_documents: bool | None = None
 
 
@@ -125,6 +137,7 @@ class ScoreAnswer(msgspec.Struct, frozen=True):
 
 
 _MISSING = "Object missing required field "
+_ALLOWED = {"score_mode": get_args(ScoreMode), "dtype": get_args(FloatDType)}  # what msgspec's own message does not say
 
 Body = TypeVar("Body", RerankBody, ScoreBody)
 
@@ -138,45 +151,40 @@ def decode_rerank(body: bytes) -> RerankBody:
     Raises:
         RequestFailed: 400, naming the field and the rule.
     """
-    decoded = _check_common(_decode(_rerank, body))
-    if decoded.top_n is not None and decoded.top_n < 0:
-        raise invalid(f"top_n: {decoded.top_n}, at least 0 (0: all)", "top_n")
-    return decoded
+    return _decode(_rerank, body)
 
 
 def decode_score(body: bytes) -> ScoreBody:
     """The request of a score body; the same contract as `decode_rerank`."""
-    return _check_common(_decode(_score, body))
+    return _decode(_score, body)
 
 
 def _decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
     if not body:
         raise invalid("body: empty, expected a JSON object")
     try:
-        return decoder.decode(body)
+        decoded = decoder.decode(body)
     except msgspec.ValidationError as error:
-        problem, _, place = str(error).partition(" - at `$")
-        field = place.rstrip("`").lstrip(".") or None
-        if problem.startswith(_MISSING):
-            problem, field = "required", ".".join(filter(None, (field, problem[len(_MISSING) :].strip("`"))))
-        raise invalid(f"{field}: {problem}" if field else f"body: {problem}", field) from None
+        raise _explain(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"body: not JSON ({str(error)[:200]})") from None
+        raise invalid(f"body: not JSON ({str(error)[:MAX_ECHO]})") from None
+    if decoded.truncate_prompt_tokens == 0:
+        raise invalid("truncate_prompt_tokens: 0, at least 1, or -1 for the model's own", "truncate_prompt_tokens")
+    return decoded
 
 
-def _check_common(body: Body) -> Body:
-    for field in ("max_tokens_per_query", "max_tokens_per_doc"):
-        value = getattr(body, field)
-        if value is not None and value < 0:
-            raise invalid(f"{field}: {value}, at least 0 (0: the model's own)", field)
-    cut = body.truncate_prompt_tokens
-    if cut is not None and cut < 1 and cut != -1:
-        raise invalid(f"truncate_prompt_tokens: {cut}, at least 1, or -1 for the model's own", "truncate_prompt_tokens")
-    if body.cache_salt is not None and not 1 <= len(body.cache_salt) <= MAX_SALT:
-        raise invalid(f"cache_salt: {len(body.cache_salt)} characters, expected 1 to {MAX_SALT}", "cache_salt")
-    if body.timeout_ms is not None and body.timeout_ms < 1:
-        raise invalid(f"timeout_ms: {body.timeout_ms}, at least 1", "timeout_ms")
-    return body
+def _explain(error: msgspec.ValidationError) -> RequestFailed:
+    """The field and the rule, from "Expected `int`, got `str` - at `$.top_n`". Values are echoed only in part."""
+    text = str(error)
+    problem, is_placed, place = text.rpartition(" - at `$")
+    field = place.rstrip("`").lstrip(".") if is_placed else ""
+    problem = problem if is_placed else text
+    if problem.startswith(_MISSING):
+        problem, field = "required", ".".join(filter(None, (field, problem[len(_MISSING) :].strip("`"))))
+    rule = _ALLOWED.get(field.rpartition(".")[2])
+    if rule is not None:
+        problem = f"{problem[:MAX_ECHO]}; expected {', '.join(rule[:-1])} or {rule[-1]}"
+    return invalid(f"{field or 'body'}: {problem}", field or None)
 
 
 def as_list(value: list[InputBody] | InputBody) -> list[InputBody]:
@@ -193,10 +201,11 @@ def text_of(value: InputBody, field: str) -> str | None:
         return value
     given = [name for name in ("text", "embeddings", "content") if getattr(value, name) is not None]
     if len(given) != 1:
-        raise invalid(f"{field}: has {' and '.join(given) or 'none'}; expected exactly one of text, embeddings, content", field)
+        got = " and ".join(given) or "none of them"
+        raise invalid(f"{field}: expected exactly one of text, embeddings and content, got {got}", field)
     if value.content is None:
         return value.text
     for part in value.content:
         if part.type != "text" or part.text is None:
-            raise invalid(f"{field}.content: a part of type {part.type[:40]!r}; this model scores text only", field)
+            raise invalid(f"{field}.content: a part of type {part.type[:40]!r}, only text can be scored", field)
     return "\n".join(part.text for part in value.content if part.text is not None)
