@@ -1,7 +1,7 @@
 """API keys: who may come in, and whose turn a request is.
 
-Every path needs a key but the probes of PUBLIC_PATHS, compared as the router compares them, to the letter: `//health`, `/health/`
-or a path nobody knows need one too (default deny).
+Every path needs a key but the probes of PUBLIC_PATHS, compared as the router compares them: decoded, and to the letter.
+`//health`, `/health/` or a path nobody knows need one too (default deny).
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class Authentication:
         digest = self._find(scope)
         scope["maxsimd.key"] = digest or ""
         if self._digests and digest is None and scope["path"] not in PUBLIC_PATHS:
-            failure = RequestFailed(HttpError.UNAUTHORIZED, "Authorization: expected 'Bearer KEY' with a key of this server")
+            failure = RequestFailed(
+                HttpError.UNAUTHORIZED, "Authorization: expected 'Bearer KEY' with a key of this server"
+            )
             response = error_response(scope["path"], scope.get("maxsimd.request_id", ""), failure)
             await response(scope, receive, send)
             return

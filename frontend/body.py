@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 
 from starlette.requests import ClientDisconnect, Request
 
 from frontend.errors import HttpError, RequestFailed, invalid
+
+MAX_DIGITS = 18  # of a Content-Length; int() itself refuses some thousands with a ValueError
 
 
 def announced_size(request: Request, limit: int) -> int | None:
@@ -20,10 +23,9 @@ def announced_size(request: Request, limit: int) -> int | None:
         return None
     if not header.isascii() or not header.isdigit():
         raise invalid("content-length: not a number", "content-length")
-    size = int(header)
-    if size > limit:
+    if len(header) > MAX_DIGITS or int(header) > limit:
         raise _too_large(limit)
-    return size
+    return int(header)
 
 
 async def read_body(request: Request, limit: int, timeout: float) -> bytes:
@@ -33,8 +35,7 @@ async def read_body(request: Request, limit: int, timeout: float) -> bytes:
         RequestFailed: it is longer than `limit` bytes, or has not come within `timeout` seconds.
         ClientDisconnect: the client has gone.
     """
-    parts: list[bytes] = []
-    size = 0
+    body = io.BytesIO()  # its getvalue() does not copy: the body is never in memory twice
     try:
         async with asyncio.timeout(timeout):
             while True:
@@ -42,12 +43,11 @@ async def read_body(request: Request, limit: int, timeout: float) -> bytes:
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnect
                 part = message.get("body", b"")
-                size += len(part)
-                if size > limit:
+                if body.tell() + len(part) > limit:
                     raise _too_large(limit)
-                parts.append(part)
+                body.write(part)
                 if not message.get("more_body", False):
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
+                    return body.getvalue()
     except TimeoutError:
         raise RequestFailed(HttpError.REQUEST_TIMEOUT, f"body: not complete within {timeout:.0f} s") from None
 

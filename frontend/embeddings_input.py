@@ -29,8 +29,8 @@ class EmbeddingsPayload(msgspec.Struct, frozen=True):
 
 
 def decode_embeddings(payload: EmbeddingsPayload, field: str) -> EmbeddingsInput:
-    """The embeddings of one text. The reranker checks that their dim is the model's, the worker that they are finite: it
-    reads them anyway.
+    """The embeddings of one text. The reranker checks that their dim is the model's, the worker that they are finite
+    (it reads them anyway).
 
     Raises:
         RequestFailed: length or base64 are wrong; names `field`.

@@ -1,8 +1,8 @@
 """What can go wrong with a request, and the one table that turns it into HTTP.
 
-    RequestFailed                  the request is at fault, or cannot be served now
-      (code: ErrorCode, or one of the four that only HTTP knows)
-    ipc.errors.ServiceFailed       the services could not answer; mapped by the same table
+RequestFailed                  the request is at fault, or cannot be served now
+  (code: ErrorCode, or one of the four that only HTTP knows)
+ipc.errors.ServiceFailed       the services could not answer; mapped by the same table
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ipc.errors import ServiceFailed
 from ipc.messages import ErrorCode
 
 MAX_MESSAGE = 500  # characters: errors say what is wrong, they do not send the request back
+MAX_ECHO = 200  # characters of a client's own words in a message
 
 _log = logging.getLogger("maxsimd.api_server")
 
@@ -71,8 +72,8 @@ def invalid(message: str, param: str | None = None) -> RequestFailed:
 
 
 def error_response(path: str, request_id: str, error: RequestFailed | ServiceFailed) -> Response:
-    """The error in the caller's dialect: Cohere's on /v2, else vLLM's and OpenAI's, with `detail` and `message` for clients
-    that read those (Jina's, Cohere's v1)."""
+    """The error in the caller's dialect: Cohere's on /v2, else vLLM's and OpenAI's, with `detail` and `message` for
+    clients that read those (Jina's, Cohere's v1)."""
     status, kind = HTTP_STATUS[error.code]
     message = error.message if len(error.message) <= MAX_MESSAGE else error.message[:MAX_MESSAGE] + "..."
     param = error.param if isinstance(error, RequestFailed) else None
@@ -106,16 +107,25 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"]
     if error.status_code == 405:
-        failure = RequestFailed(HttpError.METHOD_NOT_ALLOWED, f"{request.method} is not allowed on {path[:200]}")
+        allowed = (error.headers or {}).get("Allow", "")
+        message = f"method: {request.method[:MAX_ECHO]} is not allowed on {path[:MAX_ECHO]}, expected {allowed}"
+        failure = RequestFailed(HttpError.METHOD_NOT_ALLOWED, message)
     else:
-        failure = RequestFailed(HttpError.NOT_FOUND, f"no such path: {path[:200]}")
+        failure = RequestFailed(HttpError.NOT_FOUND, f"path: {path[:MAX_ECHO]} is not served")
     response = error_response(path, request_id_of(request), failure)
     response.headers.update(error.headers or {})
     return response
 
 
 async def on_bug(request: Request, error: Exception) -> Response:
-    """The last resort: no internals in the answer; the log has them."""
-    _log.error("request %s on %s: %r", request_id_of(request), request.scope["path"], error)
+    """The last resort: no internals in the answer; the log has them.
+
+    Starlette runs this outside of all middleware, so the request's id must be added here. It raises the error again
+    afterwards, and uvicorn logs the traceback and closes the connection.
+    """
+    request_id = request_id_of(request)
+    _log.error("request %s on %s: %r", request_id, request.scope["path"][:MAX_ECHO], error)
     failure = RequestFailed(ErrorCode.INTERNAL, "internal error; the server's log has the request id")
-    return error_response(request.scope["path"], request_id_of(request), failure)
+    response = error_response(request.scope["path"], request_id, failure)
+    response.headers["x-request-id"] = request_id
+    return response

@@ -1,7 +1,8 @@
 """The 16-byte name of a text's embeddings: everything that decides them, and nothing else.
 
-BLAKE2b-128, keyed with the secret of this launch, over length-prefixed (model fingerprint, role, effective token limit, salt, text).
-The salt keeps what one API key or `cache_salt` has stored from being found by another, also by its timing.
+BLAKE2b-128, keyed with the secret of this launch, over length-prefixed (model fingerprint, role, effective token limit,
+whether the text may be cut, salt, text). The salt keeps what one API key or `cache_salt` has stored from being found by
+another, also by its timing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ipc.messages import KEY_BYTES, ModelSpec, Role
 def key_maker(
     secret: bytes, fingerprint: bytes, role: Role, limit: int, truncation: bool, salt: bytes
 ) -> Callable[[str], bytes]:
-    """A function from text to key. The common part is hashed once; a text costs about 2 us and its bytes."""
+    """A function from text to key. The common part is hashed once; a text of 900 bytes costs about 1.2 us."""
     common = hashlib.blake2b(digest_size=KEY_BYTES, key=secret)
     rule = b"cut" if truncation else b"whole"  # a text that must not be cut is never answered from one that was
     for part in (fingerprint, role.encode(), str(limit).encode(), rule, salt):
@@ -36,8 +37,8 @@ def effective_limit(spec: ModelSpec, role: Role, wanted: int | None, special_tok
     """The tokens that a text of this role is cut to.
 
     Args:
-        wanted: the request's own limit, which can only lower the model's; None: none. With fixed query expansion it has no effect,
-            with `min` it is raised to the expansion length, as in the reference.
+        wanted: the request's own limit, which can only lower the model's; None: none. With fixed query expansion it has
+            no effect, with `min` it is raised to the expansion length, as in the reference.
         special_tokens: special tokens and markers, which count.
 
     Raises:

@@ -1,7 +1,7 @@
 """Prometheus metrics of N API servers, added up right.
 
-Values live in files named by slot, not by pid, in a directory of the launch: whichever API server answers /metrics reads all of
-them, and a restarted one goes on counting in its predecessor's file.
+Values live in files named by slot, not by pid, in a directory of the launch: whichever API server answers /metrics
+reads all of them, and a restarted one goes on counting in its predecessor's file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ class Metrics:
             "maxsimd_requests", "Requests by path and status", ["path", "status"], registry=self.registry
         )
         self.seconds = Histogram(
-            "maxsimd_request_seconds", "From the first byte to the answer", ["path"], buckets=SECONDS, registry=self.registry
+            "maxsimd_request_seconds",
+            "From the first byte to the answer",
+            ["path"],
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self.stage_seconds = Histogram(
             "maxsimd_stage_seconds",
@@ -37,7 +41,9 @@ class Metrics:
         self.pairs = Counter("maxsimd_pairs", "Pairs scored", registry=self.registry)
         self.prompt_tokens = Counter("maxsimd_prompt_tokens", "Tokens of scored texts", registry=self.registry)
         self.encoded_tokens = Counter(
-            "maxsimd_encoded_tokens", "Tokens that had to be encoded; the others were in the store", registry=self.registry
+            "maxsimd_encoded_tokens",
+            "Tokens that had to be encoded; the others were in the store",
+            registry=self.registry,
         )
 
     def render(self, services: dict[str, dict[str, float]]) -> bytes:

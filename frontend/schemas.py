@@ -21,10 +21,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from frontend.embeddings_input import EmbeddingsPayload
-from frontend.errors import RequestFailed, invalid
+from frontend.errors import MAX_ECHO, RequestFailed, invalid
 from ipc.messages import FloatDType
-
-MAX_ECHO = 200  # characters of a user's own words in an error
 
 ScoreMode = Literal["raw", "mean", "unit"]
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -51,7 +49,7 @@ InputBody = str | InputObject
 
 
 class _Common(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields of both requests. Lengths are in tokens, special tokens and markers included, and only lower the model's."""
+    """Fields of both requests. Lengths count special tokens and markers, and only lower the model's own."""
 
     model: str | None = None
     max_tokens_per_query: Tokens | None = None  # 0: the model's own

@@ -1,8 +1,14 @@
 """From texts to token ids, exactly as the reference does it, without any state in the tokenizer.
 
-Truncation and padding are state inside a `Tokenizer`: two threads that set them on one object got wrong lengths in 3001 of 6000
-encodings. So texts are encoded without special tokens, cut with `Encoding.truncate`, and completed with `post_process`; markers and
-expansion rows are added as ids. Per-request limits are then safe from any thread.
+Truncation and padding are state inside a `Tokenizer`: two threads that set them on one object got wrong lengths in 3001
+of 6000 encodings. So texts are encoded without special tokens, cut with `Encoding.truncate`, and completed with
+`post_process`; markers and expansion rows are added as ids. Per-request limits are then safe from any thread.
+
+A text of 10 MB that is cut to 512 tokens took 1 GB and 5.7 s. So of a text that is much longer than its limit only the
+beginning is tokenised. Tokens depend on their own word and what stands next to it: the last word of a beginning is not
+trusted, all before it is exact. Where that is not enough a longer beginning is taken, up to 262,144 characters (32 for
+each token where that is more); what lies behind them is not read. Only a text of words too long to be words, or of
+blanks, has fewer tokens than its limit there.
 
 User text that contains a special token's spelling ("[SEP]") is parsed as that token, as by the reference.
 """
@@ -10,13 +16,19 @@ User text that contains a special token's spelling ("[SEP]") is parsed as that t
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Encoding, Tokenizer
 
 from frontend.errors import invalid
 from ipc.messages import ModelSpec, Role, TextSpec
+
+CHARACTERS_PER_TOKEN = 8  # of a first beginning; prose in English has 4 to 5
+SHORTEST_BEGINNING = 1024  # characters
+GROWTH = 4  # of a beginning that was too short
+LONGEST_BEGINNING = 262_144  # characters: one word of that length takes 22 MB
+BATCH_CHARACTERS = 32_768  # tokenised at once: their encodings take 4 MB, 36 where each is a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,7 @@ class StatelessTokenizer:
         """The ids of texts of one role.
 
         Args:
-            limit: tokens of a text, special tokens and markers included, expansion not.
+            limit: tokens of a text, special tokens and markers included, expansion not; above `special_tokens`.
             truncation: False: a text that is longer raises.
             names: what a user calls each text.
 
@@ -61,11 +73,11 @@ class StatelessTokenizer:
         spec = self._specs[role]
         room = limit - self.special_tokens(role)
         lengths, expansion, token_ids = array("i"), array("i"), array("i")
-        for name, encoding in zip(names, self._tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-            if len(encoding.ids) > room:
+        longest = _longest_beginning(room)
+        for name, text, encoding in zip(names, texts, self._beginnings(texts, room), strict=True):
+            if len(encoding) > room or len(text) > longest:
                 if not truncation:
-                    length = len(encoding.ids) + self.special_tokens(role)
-                    raise invalid(f"{name}: {length} tokens, at most {limit} with truncation false", name)
+                    raise invalid(f"{name}: more than {limit} tokens, and truncation is false", name)
                 encoding.truncate(room)
             ids = self._complete(encoding, spec)
             extra = max(0, spec.expansion_length - len(ids)) if spec.expansion != "none" else 0
@@ -75,9 +87,58 @@ class StatelessTokenizer:
             expansion.append(extra)
         return TokenizedTexts(lengths, expansion, token_ids)
 
+    def _beginnings(self, texts: Sequence[str], room: int) -> Iterator[Encoding]:
+        """For each text an encoding without special tokens: of all of it, or of more than its first `room` tokens."""
+        enough = _first_beginning(room)
+        for start, end in _batches(texts, enough):
+            batch = texts[start:end]
+            encodings = self._tokenizer.encode_batch_fast([text[:enough] for text in batch], add_special_tokens=False)
+            for text, encoding in zip(batch, encodings, strict=True):
+                is_enough = len(text) <= enough or _num_exact(encoding) > room
+                yield encoding if is_enough else self._longer_beginning(text, room)
+
+    def _longer_beginning(self, text: str, room: int) -> Encoding:
+        """The same of one text whose first beginning was not enough."""
+        enough, longest = _first_beginning(room), _longest_beginning(room)
+        while True:
+            enough = min(enough * GROWTH, longest)
+            encoding: Encoding = self._tokenizer.encode(text[:enough], add_special_tokens=False)
+            if enough >= min(len(text), longest) or _num_exact(encoding) > room:
+                return encoding
+
     def _complete(self, encoding: Encoding, spec: TextSpec) -> list[int]:
         """Special tokens around the text, and the marker after the first of them."""
         ids: list[int] = self._tokenizer.post_process(encoding).ids
         if not spec.marker_ids:
             return ids
         return [*ids[:1], *spec.marker_ids, *ids[1:]] if self._num_specials else [*spec.marker_ids, *ids]
+
+
+def _first_beginning(room: int) -> int:
+    return max(SHORTEST_BEGINNING, CHARACTERS_PER_TOKEN * room)
+
+
+def _longest_beginning(room: int) -> int:
+    return max(LONGEST_BEGINNING, GROWTH * _first_beginning(room))
+
+
+def _batches(texts: Sequence[str], longest: int) -> Iterator[tuple[int, int]]:
+    """Ranges of texts that are tokenised together: `longest` characters of each, about BATCH_CHARACTERS of all."""
+    start = size = 0
+    for index, text in enumerate(texts):
+        share = min(len(text), longest)
+        if index > start and size + share > BATCH_CHARACTERS:
+            yield start, index
+            start, size = index, 0
+        size += share
+    if start < len(texts):
+        yield start, len(texts)
+
+
+def _num_exact(encoding: Encoding) -> int:
+    """How many tokens of a text's beginning are also the whole text's: those before its last word."""
+    words = encoding.word_ids
+    exact = len(words)
+    while exact and words[exact - 1] == words[-1]:
+        exact -= 1
+    return exact

@@ -44,7 +44,8 @@ def _answer(
 ) -> Response:
     is_v2 = request.scope["path"].startswith("/v2/")
     scores = convert_scores(result, None, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
-    order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[: body.top_n or None]
+    # Equal scores stay in the order of the input: a reversed sort is stable too.
+    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: body.top_n or None]
     shows = bool(body.return_documents) if is_v2 else body.return_documents is not False
     results = [
         RankedDocument(index, scores[index], _document(documents[index], index) if shows else UNSET) for index in order

@@ -1,4 +1,4 @@
-"""POST /score, /v1/score: queries and documents in, a score for each pair out, in the order of the input (vLLM's contract)."""
+"""POST /score, /v1/score: queries and documents in, a score for each pair out, in input order (vLLM's contract)."""
 
 from __future__ import annotations
 

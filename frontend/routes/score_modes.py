@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from frontend.errors import invalid
 from frontend.ranking import RankingResult
 from frontend.schemas import ScoreMode
 from ipc.messages import ModelSpec
@@ -14,9 +16,16 @@ def convert_scores(
 ) -> list[float]:
     """Scores in pair order.
 
-    raw: MaxSim, the sum over query rows (their mean, for models trained with meanmaxsim). mean: the sum divided by the number of
-    scored query rows, in [-1, 1] for normalised models. unit: the mean mapped to [0, 1], for clients with thresholds.
+    raw: MaxSim, the sum over query rows (their mean, for models trained with meanmaxsim). mean: the sum divided by the
+    number of scored query rows, in [-1, 1] for normalised models. unit: the mean mapped to [0, 1], for clients with
+    thresholds.
+
+    Raises:
+        RequestFailed: a score is not finite: a client's own embeddings are finite, but too large to add up. JSON has no
+            infinity; it would become null.
     """
+    if not all(map(math.isfinite, result.scores)):
+        raise invalid("embeddings: too large, their products add up to more than a float32 holds", "embeddings")
     is_mean_model = spec is not None and spec.similarity == "meanmaxsim"
     if mode == "raw" and not is_mean_model:
         return result.scores.tolist()
