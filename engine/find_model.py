@@ -23,9 +23,9 @@ def find_model(model: str | None) -> Path:
     if model is None:
         return _find_embedded()
     directory = Path(model).expanduser()
-    if directory.is_dir():
+    if model and directory.is_dir():  # Path("") is the current directory
         return directory
-    if directory.exists():
+    if model and directory.exists():
         raise ModelError(f"MODEL {model}: a file; name the directory that holds a checkpoint")
     if not model or model.count("/") > 1 or model.startswith((".", "/", "~")):
         raise ModelError(f"MODEL {model!r}: no such directory")

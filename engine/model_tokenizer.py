@@ -33,7 +33,7 @@ class ModelTokenizer:
         self.path = raw.path
         self._raw: dict[str, Any] = {**raw.values, "truncation": None, "padding": None}
         self._settings = files.read_json_if_there(f"{prefix}tokenizer_config.json")
-        self._tokenizer = self._build()
+        self._tokenizer = self._build()  # as the file has it; what is changed later changes no id of its vocabulary
         self._check_agreement()
 
     @property
@@ -61,7 +61,6 @@ class ModelTokenizer:
             rest = given["normalizers"] if given["type"] == "Sequence" else [given]
             if first not in rest:
                 self._raw["normalizer"] = {"type": "Sequence", "normalizers": [first, *rest]}
-        self._tokenizer = self._build()
 
     def register_marker(self, marker: Any, source: JsonFile, key: str) -> int:
         """The id of a marker, which becomes a special token: one piece wherever it stands, as in the reference.
@@ -103,9 +102,11 @@ class ModelTokenizer:
         Raises:
             ModelError: it ends in the middle of a word, so that its ids would depend on what follows.
         """
-        if prompt and prompt[-1].isalnum():
+        if not prompt:
+            return []
+        if prompt[-1].isalnum():
             raise ModelError(f"{source.path}: {key} is {prompt!r}; a prompt must end with a blank or punctuation")
-        return [int(token_id) for token_id in self._tokenizer.encode(prompt, add_special_tokens=False).ids]
+        return [int(token_id) for token_id in self._build().encode(prompt, add_special_tokens=False).ids]
 
     def known_ids(self, words: Sequence[str]) -> list[int]:
         """The ids of the words that are one token each; others cannot be skipped, as in the reference."""
@@ -129,7 +130,6 @@ class ModelTokenizer:
         others = [entry for entry in self._raw.get("added_tokens") or [] if entry["content"] != token]
         added = [*others, {"id": token_id, "content": token, **flags}]
         self._raw["added_tokens"] = sorted(added, key=lambda entry: int(entry["id"]))
-        self._tokenizer = self._build()
 
     def _check_agreement(self) -> None:
         normalizer = self._raw.get("normalizer") or {}

@@ -1,0 +1,178 @@
+"""Ids, embeddings and scores are those of the reference, sentence-transformers' MultiVectorEncoder (promise P3)."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.base.modules.dense import Dense
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+from engine.encoder import Encoder
+from engine.model_spec import LoadedModel, load_model
+from engine.packing import PackedTexts
+from frontend.tokenizer import StatelessTokenizer
+from ipc.messages import Role, TextSpec
+from ipc.settings import ModelSettings
+from tests.engine.checkpoints import HIDDEN, write_pylate, write_stanford
+
+QUERIES = [
+    "What is late interaction?",
+    "",
+    "naïve Ünïcode, 東京 and emoji 🙂",
+    "a query that is a good deal longer than the sixteen tokens which these small models give to queries, so it is cut",
+    "text with [MASK] and [SEP] inside, and [unused0] [Q] markers",
+]
+DOCUMENTS = [
+    "ColBERT scores a document by the sum, over query tokens, of the best match among the document's tokens.",
+    "",
+    "?!... (--)",
+    "word " * 200,
+    "Crème brûlée; well-known, isn't it? [unused1] [D] [SEP]",
+    "short",
+]
+
+
+TEXTS: dict[Role, list[str]] = {"query": QUERIES, "document": DOCUMENTS}
+
+
+@dataclass
+class Pair:
+    """A model, as we load it and as the reference does, and what both make of the texts."""
+
+    model: LoadedModel
+    reference: Any
+    packed: dict[Role, PackedTexts]
+    ours: dict[Role, list[torch.Tensor]]  # [rows, dim] of each text
+    theirs: dict[Role, list[torch.Tensor]]
+
+    def reference_ids(self, role: Role) -> list[list[int]]:
+        features = self.reference.preprocess(TEXTS[role], prompt=self.reference.prompts.get(role), task=role)
+        is_there = features["attention_mask"].bool()
+        if "query_expansion_positions" in features:
+            is_there |= features["query_expansion_positions"].bool()
+        return [ids[mask].tolist() for ids, mask in zip(features["input_ids"], is_there, strict=True)]
+
+
+def load_pair(settings: ModelSettings, reference: Any) -> Pair:
+    model = load_model(settings)
+    encoder = Encoder.load(model, "cpu", settings.dtype, torch.get_num_threads())
+    tokenizer = StatelessTokenizer(model.spec, model.tokenizer_json)
+    pair = Pair(model, reference, {}, {}, {})
+    specs: dict[Role, TextSpec] = {"query": model.spec.query, "document": model.spec.document}
+    for role, spec in specs.items():
+        tokens = tokenizer.encode(role, TEXTS[role], spec.max_length, True, TEXTS[role])
+        roles = [role] * len(TEXTS[role])
+        pair.packed[role] = PackedTexts(roles, tokens.token_ids, list(tokens.lengths), list(tokens.expansion))
+        encoded = encoder.encode(pair.packed[role])
+        pair.ours[role] = list(torch.split(encoded.embeddings, encoded.rows))
+    pair.theirs = {"query": reference.encode_query(QUERIES), "document": reference.encode_document(DOCUMENTS)}
+    return pair
+
+
+def embedded(_: Path) -> Pair:
+    path = str(load_model(ModelSettings()).directory)
+    modules = [
+        Transformer(path, max_seq_length=512),
+        MultiVectorMask(skiplist_words=list(string.punctuation)),
+        Normalize(module_input_name="token_embeddings"),
+    ]
+    return load_pair(ModelSettings(), MultiVectorEncoder(modules=modules, device="cpu"))
+
+
+def from_directory(write: Callable[..., Path], **changes: Any) -> Callable[[Path], Pair]:
+    def load(tmp: Path) -> Pair:
+        directory = write(tmp / "model", **changes)
+        return load_pair(ModelSettings(model=str(directory)), MultiVectorEncoder(str(directory), device="cpu"))
+
+    return load
+
+
+def write_native(
+    directory: Path,
+    expansion: dict[str, Any] | None = None,
+    prompts: dict[str, str] | None = None,
+    skiplist_tasks: list[str] | None = None,
+    similarity: str = "maxsim",
+    **lengths: Any,
+) -> Path:
+    """The reference's own format, saved by the reference."""
+    base = write_stanford(directory.with_name("base"))
+    modules = [
+        Transformer(str(base), query_expansion=expansion, **lengths),
+        Dense(HIDDEN, 8, bias=True, activation_function=torch.nn.GELU(), module_input_name="token_embeddings"),
+        MultiVectorMask(skiplist_words=list(string.punctuation), skiplist_tasks=skiplist_tasks),
+        Normalize(module_input_name="token_embeddings"),
+    ]
+    model = MultiVectorEncoder(modules=modules, prompts=prompts, similarity_fn_name=similarity, device="cpu")
+    model.save_pretrained(str(directory))
+    return directory
+
+
+MODELS: dict[str, Callable[[Path], Pair]] = {
+    "embedded": embedded,
+    "stanford": from_directory(write_stanford),
+    "stanford-attends": from_directory(write_stanford, attend_to_mask_tokens=True),
+    "stanford-punctuation-kept": from_directory(write_stanford, mask_punctuation=False, dim=4),
+    "stanford-unprefixed": from_directory(write_stanford, prefix=""),
+    "pylate": from_directory(write_pylate),
+    "pylate-attends": from_directory(write_pylate, attend_to_expansion_tokens=True),
+    "pylate-two-dense": from_directory(write_pylate, dims=(16, 8)),
+    "pylate-bias-and-tanh": from_directory(write_pylate, dims=(16, 8), bias=True),
+    "pylate-no-skiplist": from_directory(write_pylate, skiplist_words=[]),
+    "pylate-default-skiplist": from_directory(write_pylate, skiplist_words=None),
+    "pylate-no-expansion": from_directory(write_pylate, do_query_expansion=False, query_length=12),
+    "pylate-stanford-markers": from_directory(write_pylate, query_prefix="[unused0]", document_prefix="[unused1]"),
+    "pylate-prompts": from_directory(write_pylate, prompts={"query": "[Q] find: ", "document": "passage: "}),
+    "native": from_directory(write_native, document_length=30),
+    "native-fixed": from_directory(write_native, expansion={"strategy": "fixed", "length": 12}),
+    "native-min": from_directory(
+        write_native, expansion={"strategy": "min", "length": 12, "attend": True, "token": "[PAD]"}, query_length=20
+    ),
+    "native-text-prompts": from_directory(write_native, prompts={"query": "find: ", "document": "text: "}),
+    "native-queries-skip": from_directory(write_native, skiplist_tasks=["query"], similarity="meanmaxsim"),
+}
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    threads = torch.get_num_threads()
+    yield MODELS[request.param](tmp_path_factory.mktemp(request.param))
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_ids_are_the_references(pair: Pair, role: Role) -> None:
+    packed = pair.packed[role]
+    ids = [part.tolist() for part in torch.split(torch.tensor(packed.token_ids), list(packed.lengths))]
+    assert ids == pair.reference_ids(role)
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_embeddings_are_the_references(pair: Pair, role: Role) -> None:
+    assert [rows.shape for rows in pair.ours[role]] == [rows.shape for rows in pair.theirs[role]]
+    for mine, theirs in zip(pair.ours[role], pair.theirs[role], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
+
+
+def test_scores_are_the_references(pair: Pair) -> None:
+    scores = torch.stack([torch.stack([maxsim(q, d) for d in pair.ours["document"]]) for q in pair.ours["query"]])
+    if pair.model.spec.similarity == "meanmaxsim":
+        scores /= torch.tensor([[len(q)] for q in pair.ours["query"]])
+    expected = pair.reference.similarity(pair.theirs["query"], pair.theirs["document"])
+    torch.testing.assert_close(scores, expected, atol=1e-3, rtol=0)
+
+
+def test_dim_is_the_width_of_the_embeddings(pair: Pair) -> None:
+    assert {rows.shape[1] for rows in pair.ours["query"]} == {pair.model.spec.dim}
+
+
+def maxsim(query: torch.Tensor, document: torch.Tensor) -> torch.Tensor:
+    return (query @ document.T).max(dim=1).values.sum()
