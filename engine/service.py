@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,6 +21,7 @@ from ipc.running import MAX_DEATHS, RequestName, RunningFile
 from ipc.service import Cancelled, Endpoint, Event, Gone, Request
 
 IDLE_WAIT = 0.25  # seconds
+COUNTERS = ("requests", "answered", "cancelled", "expired", "batches", "texts", "tokens", "encode_seconds")
 RATE_WEIGHT = 0.1  # of a full batch in the running mean of tokens per second
 RATE_TOKENS = 1024
 
@@ -67,7 +67,7 @@ class EngineService:
         self._check = check
         self._pending: dict[RequestName, _Pending] = {}
         self._next_expiry = 0.0
-        self.counters: dict[str, float] = defaultdict(float)
+        self.counters = dict.fromkeys(COUNTERS, 0.0)
         endpoint.watch(thread.descriptor)
 
     def run(self, is_stopping: Callable[[], bool], on_turn: Callable[[], None]) -> None:

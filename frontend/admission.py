@@ -1,9 +1,9 @@
-"""Who is let in: decided for whole requests, from their size alone, before their body is read.
+"""Who is let in: decided for whole requests, before their body is read.
 
-What a request will cost is estimated from its body's bytes: at first a third of a token per byte, then by the running ratio of
-tokens that had to be encoded to bytes received (documents that are cached cost nothing, and the ratio learns it). A
-request is let in while what is outstanding stays within what the engine granted, and the bodies within the memory set aside
-for them; a request that is alone is always let in.
+A request is let in while the encoding work that is outstanding is within what the engine granted, and the bodies are within the
+memory set aside for them; a request that is alone is always let in. What a request will cost is estimated from the bytes of its
+texts once they are known, and before that as nothing: at first a third of a token per byte, then by the running ratio of tokens
+that had to be encoded to bytes of text (texts that are in the store cost nothing, and the ratio learns it).
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ FIRST_SECONDS = 1.0  # guess of how long a request takes
 class Ticket:
     """One request that was let in. Give it back, whatever becomes of the request."""
 
-    __slots__ = ("_admission", "body_bytes", "tokens")
+    __slots__ = ("_admission", "body_bytes", "text_bytes", "tokens")
 
-    def __init__(self, admission: Admission, body_bytes: int, tokens: int) -> None:
+    def __init__(self, admission: Admission, body_bytes: int) -> None:
         self._admission: Admission | None = admission
         self.body_bytes = body_bytes
-        self.tokens = tokens
+        self.text_bytes = 0
+        self.tokens = 0
+
+    def set_text_bytes(self, text_bytes: int) -> None:
+        """The body has been read: so much of it is text that may have to be encoded."""
+        if self._admission is not None:
+            self._admission._estimate(self, text_bytes)
 
     def release(self) -> None:
         """The request has ended. Releasing twice is the same as once."""
@@ -56,14 +62,13 @@ class Admission:
         return self._requests
 
     def try_admit(self, body_bytes: int) -> Ticket:
-        """Let a request in, from what its Content-Length says.
+        """Let a request in; `body_bytes` is what its Content-Length says.
 
         Raises:
             ServiceFailed: OVERLOADED, with the time after which to try again.
         """
-        tokens = int(body_bytes * self._ratio)
         is_full = self._bytes + body_bytes > self._max_body_bytes or (
-            self.capacity_tokens is not None and self._tokens + tokens > self.capacity_tokens
+            self.capacity_tokens is not None and self._tokens >= self.capacity_tokens
         )
         if self._requests and is_full:
             self.refused += 1
@@ -73,15 +78,19 @@ class Admission:
                 max(100, min(10_000, int(self._seconds * 1000))),
             )
         self._requests += 1
-        self._tokens += tokens
         self._bytes += body_bytes
-        return Ticket(self, body_bytes, tokens)
+        return Ticket(self, body_bytes)
 
-    def learn(self, body_bytes: int, encoded_tokens: int, seconds: float) -> None:
+    def learn(self, ticket: Ticket, encoded_tokens: int, seconds: float) -> None:
         """A request has been answered: what it really cost."""
-        if body_bytes:
-            self._ratio += LEARNING_RATE * (encoded_tokens / body_bytes - self._ratio)
+        if ticket.text_bytes:
+            self._ratio += LEARNING_RATE * (encoded_tokens / ticket.text_bytes - self._ratio)
         self._seconds += LEARNING_RATE * (seconds - self._seconds)
+
+    def _estimate(self, ticket: Ticket, text_bytes: int) -> None:
+        self._tokens -= ticket.tokens
+        ticket.text_bytes, ticket.tokens = text_bytes, int(text_bytes * self._ratio)
+        self._tokens += ticket.tokens
 
     def _release(self, ticket: Ticket) -> None:
         self._requests -= 1

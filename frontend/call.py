@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
-from frontend.admission import Admission
+from frontend.admission import Admission, Ticket
 from frontend.app_config import AppConfig
 from frontend.auth import client_tag
 from frontend.body import announced_size, read_body
@@ -54,8 +54,9 @@ def api_of(request: Request) -> Api:
 class Call:
     """A request that was let in, with its body."""
 
-    def __init__(self, request: Request, body: bytes, started: float) -> None:
+    def __init__(self, request: Request, body: bytes, started: float, ticket: Ticket) -> None:
         self.api = api_of(request)
+        self._ticket = ticket
         self.body = body
         self._request = request
         self._started = started
@@ -100,9 +101,13 @@ class Call:
         truncation = body.truncation is not False
         lengths = {role: self._limit(body, role) for role in ("query", "document")}
         query_names = [query_field] if pairs is None else [f"{query_field}[{i}]" for i in range(len(queries))]
+        query_inputs = self._read(body, "query", queries, query_names, lengths["query"], truncation)
+        document_inputs = self._read(body, "document", documents, document_field, lengths["document"], truncation)
+        texts = (value.text for value in (*query_inputs, *document_inputs) if isinstance(value, TextInput))
+        self._ticket.set_text_bytes(sum(map(len, texts)))
         return RankingTask(
-            queries=self._read(body, "query", queries, query_names, lengths["query"], truncation),
-            documents=self._read(body, "document", documents, document_field, lengths["document"], truncation),
+            queries=query_inputs,
+            documents=document_inputs,
             pairs=pairs,
             client=client_tag(self._key_digest, self._peer()),
             deadline=self._started + self._timeout(body.timeout_ms),
@@ -230,7 +235,7 @@ class Call:
         metrics.encoded_tokens.inc(result.encoded_tokens)
         for stage in ("tokenize", "encode", "worker", "queue", "score"):
             metrics.stage_seconds.labels(stage).observe(getattr(result.timings, stage))
-        self.api.admission.learn(len(self.body), result.encoded_tokens, time.monotonic() - self._started)
+        self.api.admission.learn(self._ticket, result.encoded_tokens, time.monotonic() - self._started)
 
 
 @asynccontextmanager
@@ -248,7 +253,7 @@ async def admitted(request: Request) -> AsyncIterator[Call]:
     ticket = api.admission.try_admit(CHUNKED_GUESS if size is None else size)
     try:
         body = await read_body(request, limit, api.config.request_timeout)
-        yield Call(request, body, started)
+        yield Call(request, body, started, ticket)
     finally:
         ticket.release()
 

@@ -93,6 +93,7 @@ class _Launcher:
         finally:
             housekeeping.cancel()
             for child in self._services + self._api_servers:
+                child.stop_restarting()
                 child.kill()
             await asyncio.gather(*tasks, housekeeping, return_exceptions=True)
             self._listener.close()
@@ -299,7 +300,8 @@ class _Launcher:
         for child in self._services:
             child.close_lifeline()
         await _wait([by_name[child.name] for child in self._services], SERVICE_STOP_TIMEOUT)
-        self._narrate("stopped")
+        if self._signals:
+            self._narrate("stopped")
 
     def _narrate(self, line: str) -> None:
         """One line for people."""

@@ -9,8 +9,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -120,8 +122,8 @@ class Supervisor:
 
     def kill(self) -> None:
         """End the child at once."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+        if self._process is not None:
+            _kill(self._process)
 
     async def _run_once(self) -> tuple[int, bool]:
         """Start the child and follow it to its end.
@@ -145,8 +147,8 @@ class Supervisor:
             await self._feed(process, launch.settings)
             await self._follow(process)
         finally:
-            if process.returncode is None and not self._is_stopping:
-                process.kill()
+            if not self._is_stopping:
+                _kill(process)
             code = await process.wait()
             was_up, self._is_up = self._is_up, False
             self._on_down()
@@ -174,7 +176,7 @@ class Supervisor:
             except TimeoutError:
                 self._error = self._describe_silence(patience)
                 _log.error("%s: %s; killing it", self.name, self._error)
-                process.kill()
+                _kill(process)
                 return
             if not line:
                 return
@@ -193,6 +195,13 @@ class Supervisor:
         if self._is_up:
             return f"its working loop has been silent for {patience:.0f} s"
         return f"not ready within --startup-timeout {self._startup_timeout:.0f} s"
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """SIGKILL. Not `process.kill()`: that reaps a child that has just died, and asyncio then never learns its exit code."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def _describe_exit(code: int) -> str:

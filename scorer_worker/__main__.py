@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from ipc.messages import MAX_MESSAGE_BYTES, MAX_TEXTS, Credits, Limits
 from ipc.running import RunningFile
 from ipc.service import Description, Endpoint
 from ipc.settings import WorkerSettings
+from ipc.sockets import remove_run_directory
 
 if TYPE_CHECKING:
     from scorer_worker.arena import Arena
@@ -81,8 +83,11 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     worker = Worker(endpoint, arena, scorer, batcher, running, encoder, settings.keep_entries)
     pulse = Pulse(child, longest_batch)
     child.report(Up(_summary(arena, model, settings)))
+    launcher = os.getppid()
     worker.run(child.is_orphaned, lambda: pulse.beat(encoder.busy_seconds() if encoder is not None else 0.0))
     endpoint.close()
+    if os.getppid() != launcher:  # it was killed, so it cannot clear away itself
+        remove_run_directory(Path(settings.running_path).parent)
     return 0
 
 

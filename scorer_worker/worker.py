@@ -11,10 +11,9 @@ queue what is encoded.
 
 from __future__ import annotations
 
-import logging
 import time
 from array import array
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable
 
 
@@ -30,8 +29,11 @@ from scorer_worker.scorer import PairGroup, Scorer
 from scorer_worker.store import Entry, NewEntry, TooLarge
 
 IDLE_WAIT = 0.25  # seconds: how often an idle worker looks at deadlines and silent clients
+COUNTERS = (
+    *("requests", "answered", "cancelled", "expired", "batches", "pairs", "score_seconds"),
+    *("store_hits", "store_insertions", "store_misses"),
+)
 
-_log = logging.getLogger("maxsimd.worker")
 
 
 class Worker:
@@ -59,7 +61,7 @@ class Worker:
         self._jobs: dict[RequestName, Job] = {}
         self._waiting: OrderedDict[RequestName, Job] = OrderedDict()  # W2
         self._next_expiry = 0.0
-        self.counters: dict[str, float] = defaultdict(float)
+        self.counters = dict.fromkeys(COUNTERS, 0.0)
 
     def run(self, is_stopping: Callable[[], bool], on_turn: Callable[[], None]) -> None:
         """Serve until `is_stopping`. `on_turn` is called once a turn: the proof that the loop is alive."""

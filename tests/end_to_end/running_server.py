@@ -115,6 +115,10 @@ class Server:
         """Stop as an init system does; the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """The exit code, once the server has stopped."""
         code = self.process.wait(STOP_LIMIT)
         self._reader.join(STOP_LIMIT)
         assert self.process.stderr is not None
@@ -123,12 +127,11 @@ class Server:
 
     def end(self) -> None:
         """Leave nothing, whatever the test did."""
-        if self.process.poll() is None:
-            try:
-                self.stop()
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+        try:
+            self.stop()
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.wait()
 
 
 def random_embeddings(rows: int, dim: int, seed: int) -> Floats:

@@ -1,0 +1,185 @@
+"""P2 and P8, and the launcher's manners: what is mapped, who gets connections, what is left after a stop."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.end_to_end.running_server import STOP_LIMIT, Server, as_input, random_embeddings, wait_until
+
+
+def run_directories() -> set[Path]:
+    return set(Path("/tmp").glob("maxsimd-*"))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_api_servers_never_map_torch(shared_server: Server) -> None:
+    shared_server.scores("a query", ["a document", as_input(random_embeddings(3, 384, 1))])
+    for pid in shared_server.children("frontend.api_server") + [shared_server.process.pid]:
+        maps = Path(f"/proc/{pid}/maps").read_text()
+        assert "libtorch" not in maps and "libcuda" not in maps and "numpy" not in maps
+    (worker,) = shared_server.children("scorer_worker")
+    assert "libtorch" in Path(f"/proc/{worker}/maps").read_text()
+
+
+def test_kept_alive_connections_are_even(start: Callable[..., Server]) -> None:
+    """8 connections over 4 API servers: 2 each (on one shared listening socket: 8/0/0/0)."""
+    server = start("--api-server-count", "4", "--no-engine", "--dim", "8")
+    connections = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=10) for _ in range(8)]
+    for connection in connections:
+        connection.request("GET", "/live")
+        connection.getresponse().read()
+    owners: Counter[int] = Counter()
+    for pid in server.children("frontend.api_server"):
+        owners[pid] = count_connections(pid, server.port)
+    assert sorted(owners.values()) == [2, 2, 2, 2]
+    for connection in connections:
+        connection.close()
+
+
+def count_connections(pid: int, port: int) -> int:
+    """Established TCP connections of a process on this local port."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        target = os.readlink(link) if link.is_symlink() else ""
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[9] in inodes and int(row[1].split(":")[1], 16) == port and row[3] == "01" for row in rows)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_stop_leaves_nothing(start: Callable[..., Server], number: int) -> None:
+    """Signals go to the whole group, as a terminal and a container runtime send them."""
+    before = run_directories()
+    server = start("--api-server-count", "2")
+    children = server.children()
+    assert len(children) == 4
+    os.killpg(server.process.pid, number)
+    assert server.wait() == 0
+    assert not [pid for pid in children if is_alive(pid)]
+    assert run_directories() == before
+    assert "Traceback" not in server.log
+
+
+def test_second_signal_stops_at_once(start: Callable[..., Server]) -> None:
+    before = run_directories()
+    server = start("--no-engine", "--dim", "8", "--drain-delay", "60")
+    server.process.send_signal(signal.SIGINT)
+    wait_until(lambda: "stopping" in server.log)
+    assert server.stop(signal.SIGINT) == 0
+    assert run_directories() == before
+
+
+def test_request_in_flight_is_finished_at_a_stop(start: Callable[..., Server]) -> None:
+    server = start("--api-server-count", "1")
+    documents = [f"document {number} " + "of some length " * 20 for number in range(100)]
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(server.post("/rerank", {"query": "length", "documents": documents}))
+    )
+    asking.start()
+    wait_until(lambda: server.metric("maxsimd_engine_requests") > 0)
+    assert server.stop() == 0
+    asking.join(STOP_LIMIT)
+    assert answers[0].status_code == 200 and len(answers[0].json()["results"]) == 100
+
+
+def test_drain_delay_turns_ready_off_and_keeps_answering(start: Callable[..., Server]) -> None:
+    server = start("--no-engine", "--dim", "8", "--drain-delay", "2")
+    assert server.is_ready()
+    server.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: not server.is_ready(), STOP_LIMIT)
+    assert httpx.get(f"{server.url}/live").status_code == 200
+    rows = as_input(random_embeddings(2, 8, 1))
+    assert server.post("/rerank", {"query": rows, "documents": [rows]}).status_code == 200
+    assert server.stop() == 0
+
+
+def test_children_end_when_the_launcher_is_killed(start: Callable[..., Server]) -> None:
+    before = run_directories()
+    server = start("--api-server-count", "2")
+    children = server.children()
+    server.process.kill()
+    wait_until(lambda: not [pid for pid in children if is_alive(pid)], STOP_LIMIT)
+    wait_until(lambda: run_directories() == before, STOP_LIMIT)
+
+
+def test_port_in_use_is_one_line_and_exit_code_2(start: Callable[..., Server]) -> None:
+    before = run_directories()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        server = start("--port", str(taken.getsockname()[1]), wait=False)
+        assert server.wait() == 2
+    assert len(server.lines) == 1 and "in use" in server.log and "--port" in server.log
+    assert run_directories() == before
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        pytest.param(None, "no such directory", id="not-there"),
+        pytest.param({}, "config.json", id="empty-directory"),
+        pytest.param({"config.json": "{"}, "config.json", id="broken-config"),
+        pytest.param({"config.json": '{"model_type": "gpt2"}'}, "no ColBERT model", id="other-family"),
+    ],
+)
+def test_wrong_model_is_one_line_and_exit_code_2(
+    start: Callable[..., Server], tmp_path: Path, files: dict[str, str] | None, reason: str
+) -> None:
+    before = run_directories()
+    model = tmp_path / "model"
+    if files is not None:
+        model.mkdir()
+        for name, content in files.items():
+            (model / name).write_text(content)
+    server = start(str(model), wait=False)
+    assert server.wait() == 2
+    assert reason in server.lines[-1] and str(model) in server.lines[-1]
+    assert "Traceback" not in server.log
+    assert not server.children()
+    assert run_directories() == before
+
+
+def test_unix_socket(start: Callable[..., Server], tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    server = start("--no-engine", "--dim", "8", "--uds", str(path))
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+        assert client.get("http://server/ready").status_code == 200
+    assert server.stop() == 0
+    assert not path.exists()
+
+
+def test_keys_are_asked_for(start: Callable[..., Server]) -> None:
+    server = start("--no-engine", "--dim", "8", environment={"MAXSIMD_API_KEY": "first,second"})
+    rows = as_input(random_embeddings(2, 8, 1))
+    body = {"query": rows, "documents": [rows]}
+    assert server.post("/rerank", body).status_code == 401
+    assert server.post("/rerank", body, Authorization="Bearer wrong").status_code == 401
+    assert server.post("/rerank", body, Authorization="Bearer second").status_code == 200
+    for path in ("/health", "/live", "/ready"):
+        assert httpx.get(server.url + path).status_code == 200
+    for path in ("/metrics", "/v1/models", "/version", "//health", "/%2fhealth", "/health/", "/nope", "/v1//rerank"):
+        assert httpx.get(server.url + path).status_code == 401, path
+
+
+def test_texts_without_an_encoder_are_refused(start: Callable[..., Server]) -> None:
+    server = start("--no-engine", "--dim", "8")
+    answer = server.post("/rerank", {"query": "text", "documents": ["text"]})
+    assert answer.status_code == 400 and "--no-engine" in answer.json()["message"]
