@@ -1,8 +1,8 @@
 """The engine's control thread: from Encode requests to batches of texts, from finished batches to Encoded answers.
 
-    G1  Every request that was read is answered once, or dropped because its client has gone or cancelled it.
-    G2  A text is encoded once for all who wait for it; it is dropped from the queue only when the last of them is gone.
-    G3  Nothing is kept after its answer: embeddings are stored by the scorer worker, not here.
+G1  Every request that was read is answered once, or dropped because its client has gone or cancelled it.
+G2  A text is encoded once for all who wait for it; it is dropped from the queue only when the last of them is gone.
+G3  Nothing is kept after its answer: embeddings are stored by the scorer worker, not here.
 """
 
 from __future__ import annotations
@@ -128,9 +128,7 @@ class EngineService:
         self._pending[request.name] = _Pending(request, message, keys, set(keys))
         self.counters["requests"] += 1
         for key, token_ids, expansion in texts:
-            self._queue.add(
-                key, message.role, token_ids, expansion, request.name, message.client, alone=deaths > 0
-            )
+            self._queue.add(key, message.role, token_ids, expansion, request.name, message.client, alone=deaths > 0)
 
     def _launch(self) -> None:
         batch = self._queue.next_batch()

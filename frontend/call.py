@@ -74,7 +74,9 @@ class Call:
         """
         names = self.api.model_names
         if self.api.config.strict_model_name and name is not None and name not in names:
-            raise RequestFailed(HttpError.NOT_FOUND, f"model: {name[:100]!r} is not served; {', '.join(names)} is", "model")
+            raise RequestFailed(
+                HttpError.NOT_FOUND, f"model: {name[:100]!r} is not served; {', '.join(names)} is", "model"
+            )
 
     def make_task(
         self,
@@ -188,7 +190,9 @@ class Call:
             result.append(TextInput(text, make_key(text)))
         return result
 
-    def _key_maker(self, body: RerankBody | ScoreBody, role: Role, limit: int, truncation: bool) -> Callable[[str], bytes]:
+    def _key_maker(
+        self, body: RerankBody | ScoreBody, role: Role, limit: int, truncation: bool
+    ) -> Callable[[str], bytes]:
         self._need_encoder()
         fingerprint = self.api.ranker.fingerprint
         assert fingerprint is not None

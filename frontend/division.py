@@ -19,7 +19,9 @@ class Division:
     def describe(self, api_server_count: int) -> str:
         """One line for people."""
         engine = f", engine {self.engine}" if self.engine else ""
-        return f"{self.cores} cores: {api_server_count} x {self.api_server} for API servers{engine}, worker {self.worker}"
+        return (
+            f"{self.cores} cores: {api_server_count} x {self.api_server} for API servers{engine}, worker {self.worker}"
+        )
 
 
 def divide_cores(cores: int, api_server_count: int, has_engine: bool) -> Division:

@@ -29,7 +29,9 @@ from ipc.sockets import make_run_directory, remove_run_directory
 RETRY_INTERVAL = 0.2  # seconds between offers of connections that nobody could take
 SERVICE_STOP_TIMEOUT = 10.0  # seconds for worker and engine to end once nobody needs them
 
-HORIZON_SHARE = 0.7  # of --request-timeout: the encoding work that may be outstanding, so that what is let in is finished (P7)
+HORIZON_SHARE = (
+    0.7  # of --request-timeout: the encoding work that may be outstanding, so that what is let in is finished (P7)
+)
 
 _log = logging.getLogger("maxsimd.launcher")
 

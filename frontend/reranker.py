@@ -586,5 +586,3 @@ async def _all(parts: Sequence[Coroutine[None, None, None]]) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
-
-

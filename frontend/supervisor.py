@@ -1,9 +1,9 @@
 """Keeps one child process running: starts it by command line, reads its status, restarts it, stops it.
 
-    V1  A child that dies is started again; a child that dies before it was up waits a little longer each time.
-    V2  Five deaths in a row before it was up, or wrong settings at the first start, end the launch with its error.
-    V3  A child whose working loop is silent for longer than its patience is killed.
-    V4  The next child starts after the last one has been reaped.
+V1  A child that dies is started again; a child that dies before it was up waits a little longer each time.
+V2  Five deaths in a row before it was up, or wrong settings at the first start, end the launch with its error.
+V3  A child whose working loop is silent for longer than its patience is killed.
+V4  The next child starts after the last one has been reaped.
 """
 
 from __future__ import annotations

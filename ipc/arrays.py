@@ -42,7 +42,9 @@ class FrameWriter:
         return self.add(b"".join(keys), "uint8", [len(keys), KEY_BYTES])
 
 
-def view(ref: ArrayRef, frames: Sequence[memoryview], dtype: DType, shape: Sequence[int | None], name: str) -> memoryview:
+def view(
+    ref: ArrayRef, frames: Sequence[memoryview], dtype: DType, shape: Sequence[int | None], name: str
+) -> memoryview:
     """The bytes of `ref`, once dtype, shape and length are what they must be.
 
     Args:

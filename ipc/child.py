@@ -111,7 +111,9 @@ class Pulse:
             SystemExit: that thread hangs; the launcher starts this process again.
         """
         if busy_seconds > self.patience:
-            raise SystemExit(f"a batch has been running for {busy_seconds:.0f} s, {self.patience:.0f} s count as a hang")
+            raise SystemExit(
+                f"a batch has been running for {busy_seconds:.0f} s, {self.patience:.0f} s count as a hang"
+            )
         now = time.monotonic()
         if now >= self._next_beat:
             self._next_beat = now + 1.0

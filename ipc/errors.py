@@ -1,7 +1,7 @@
 """What can go wrong between processes.
 
-    MalformedMessage   bytes that are not a message of the protocol; the receiver drops them and goes on
-    ServiceFailed      a request that a service, or the way to it, did not answer with a result
+MalformedMessage   bytes that are not a message of the protocol; the receiver drops them and goes on
+ServiceFailed      a request that a service, or the way to it, did not answer with a result
 """
 
 from __future__ import annotations

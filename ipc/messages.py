@@ -55,9 +55,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     """A part of a message."""
 
 
-class Message(
-    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag_field="type"
-):
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag_field="type"):
     """A whole message; the tag is the class name."""
 
 
@@ -198,7 +196,9 @@ class Ready(Message, frozen=True):
     dim: Count
     limits: Limits
     credits: Credits
-    session: Unsigned63 = 0  # of this client at this service; another one: what was outstanding is forgotten, send again
+    session: Unsigned63 = (
+        0  # of this client at this service; another one: what was outstanding is forgotten, send again
+    )
     hosts_encoder: bool = False  # this service takes token ids (SuppliedTokens, Encode)
     device: str = "cpu"
     spec: ModelSpec | None = None

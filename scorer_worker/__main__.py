@@ -74,7 +74,9 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     scorer = Scorer(arena)
     longest_batch = _warm_up(arena, scorer)
     encoder = _host_encoder(child, settings, model, arena) if settings.hosts_encoder and model is not None else None
-    endpoint = Endpoint(settings.address, _describe(arena, model, dim, encoder), lambda: worker.statistics(), time.monotonic)
+    endpoint = Endpoint(
+        settings.address, _describe(arena, model, dim, encoder), lambda: worker.statistics(), time.monotonic
+    )
     endpoint.watch(child.lifeline)
     if encoder is not None:
         endpoint.watch(encoder.descriptor)
@@ -126,7 +128,10 @@ def _host_encoder(child: Child, settings: WorkerSettings, model: LoadedModel, ar
 
     assert settings.model is not None
     encoder = Encoder.load(model, "cpu", settings.model.dtype, settings.threads)
-    skipped = {"query": frozenset(model.spec.query.skip_token_ids), "document": frozenset(model.spec.document.skip_token_ids)}
+    skipped = {
+        "query": frozenset(model.spec.query.skip_token_ids),
+        "document": frozenset(model.spec.document.skip_token_ids),
+    }
 
     def num_rows(role: str, token_ids: memoryview) -> int:
         return sum(token_id not in skipped[role] for token_id in token_ids)

@@ -104,9 +104,7 @@ def _read_rows(part: SuppliedEmbeddings, request: Request) -> list[SuppliedRows]
     offset = 0
     for position, num_rows, tokens in zip(which, rows, prompt_tokens, strict=True):
         end = offset + num_rows * row_bytes
-        texts.append(
-            SuppliedRows(position, data[offset:end], part.embeddings.dtype, num_rows, tokens, part.keep)
-        )
+        texts.append(SuppliedRows(position, data[offset:end], part.embeddings.dtype, num_rows, tokens, part.keep))
         offset = end
     return texts
 

@@ -232,8 +232,11 @@ class StoreDirectory:
         for key, entry in self._idle.items():
             assert not entry.pins and entry.state is EntryState.FILLED and self._entries.get(key) is entry, "S2"
         idle = sum(1 for entry in self._entries.values() if not entry.pins)
-        assert idle == len(self._idle) == sum(map(len, self._idle_by_extent.values())) + sum(
-            entry.extent > self.slab_rows for entry in self._idle.values()
+        assert (
+            idle
+            == len(self._idle)
+            == sum(map(len, self._idle_by_extent.values()))
+            + sum(entry.extent > self.slab_rows for entry in self._idle.values())
         ), "S2: an entry nobody holds is not among the idle ones"
 
     # --- pins -----------------------------------------------------------------------------------------------------
@@ -308,18 +311,19 @@ class StoreDirectory:
         The longest unused entry goes. If it is of another size, its whole slab goes with it, unless somebody holds a part of
         that slab; then the longest unused entry of our own size goes, or else the next slab that nobody holds.
         """
+        if self._retired:
+            return False  # room is on its way: evicting more would only empty the store
         for victim in self._idle.values():
             if victim.extent == extent:
                 self._evict(victim)
-                return bool(self._open_slabs[extent])
-            if self._evict_slabs_of(victim):
-                return bool(self._free_slabs)
-            if self._idle_by_extent[extent]:
+            elif not self._evict_slab_of(victim):
+                if not self._idle_by_extent[extent]:
+                    continue
                 self._evict(next(iter(self._idle_by_extent[extent].values())))
-                return bool(self._open_slabs[extent])
+            return bool(self._open_slabs[extent] or self._free_slabs)
         return False
 
-    def _evict_slabs_of(self, victim: Entry) -> bool:
+    def _evict_slab_of(self, victim: Entry) -> bool:
         """Empty the slab of an idle entry. False: somebody holds a part of it, or the device may still read it."""
         slab = self._slabs[victim.slab]
         if slab.retired or any(entry.pins for entry in slab.entries.values()):

@@ -35,7 +35,6 @@ COUNTERS = (
 )
 
 
-
 class Worker:
     """The scorer worker without its process: sockets and tensors come from outside."""
 
@@ -358,5 +357,3 @@ def _groups_of(job: Job, start: int, stop: int) -> list[PairGroup]:
             last = query
         groups[-1].documents.append(entries[keys[first + document]])  # type: ignore[attr-defined]
     return groups
-
-

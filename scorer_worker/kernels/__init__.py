@@ -15,7 +15,12 @@ class Kernel(Protocol):
     """MaxSim of many (query, document) pairs; the contract is `reference.Reference.__call__`."""
 
     def __call__(
-        self, q: torch.Tensor, cu_seqlens_q: list[int], d_start: torch.Tensor, d_rows: torch.Tensor, pair_q: torch.Tensor
+        self,
+        q: torch.Tensor,
+        cu_seqlens_q: list[int],
+        d_start: torch.Tensor,
+        d_rows: torch.Tensor,
+        pair_q: torch.Tensor,
     ) -> torch.Tensor: ...
 
 

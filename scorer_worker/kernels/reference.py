@@ -17,7 +17,12 @@ class Reference:
         self._arena = arena
 
     def __call__(
-        self, q: torch.Tensor, cu_seqlens_q: list[int], d_start: torch.Tensor, d_rows: torch.Tensor, pair_q: torch.Tensor
+        self,
+        q: torch.Tensor,
+        cu_seqlens_q: list[int],
+        d_start: torch.Tensor,
+        d_rows: torch.Tensor,
+        pair_q: torch.Tensor,
     ) -> torch.Tensor:
         """MaxSim scores of packed queries against documents that lie anywhere in the arena.
 

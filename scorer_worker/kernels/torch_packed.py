@@ -32,7 +32,12 @@ class TorchPacked:
         self._scratch = torch.empty(BLOCK_ROWS // ROW_GRAIN, ROW_GRAIN * dim, dtype=arena.dtype, device=arena.device)
 
     def __call__(
-        self, q: torch.Tensor, cu_seqlens_q: list[int], d_start: torch.Tensor, d_rows: torch.Tensor, pair_q: torch.Tensor
+        self,
+        q: torch.Tensor,
+        cu_seqlens_q: list[int],
+        d_start: torch.Tensor,
+        d_rows: torch.Tensor,
+        pair_q: torch.Tensor,
     ) -> torch.Tensor:
         """See `Reference.__call__`."""
         scores = torch.zeros(len(pair_q), device=q.device)

@@ -15,8 +15,12 @@ import pytest
 from tests.end_to_end.running_server import Floats, Server, as_input, maxsim, random_embeddings, wait_until
 
 DIM = 384
-TEXTS = [f"{subject} {verb} {place}" for subject in ("a cat", "the dog", "one bird") for verb in ("sleeps", "runs", "eats")
-         for place in ("at home", "outside", "in the garden")]
+TEXTS = [
+    f"{subject} {verb} {place}"
+    for subject in ("a cat", "the dog", "one bird")
+    for verb in ("sleeps", "runs", "eats")
+    for place in ("at home", "outside", "in the garden")
+]
 QUERY = "which animal sleeps outside?"
 
 

@@ -76,7 +76,9 @@ def test_embeddings_by_value_and_texts_mix(shared_server: Server) -> None:
 
 
 def test_embeddings_have_no_text_to_return(shared_server: Server) -> None:
-    answer = shared_server.post("/rerank", {"query": "q", "documents": [as_input(random_embeddings(3, DIM, 1)), "text"]})
+    answer = shared_server.post(
+        "/rerank", {"query": "q", "documents": [as_input(random_embeddings(3, DIM, 1)), "text"]}
+    )
     by_index = {result["index"]: result for result in answer.json()["results"]}
     assert "document" not in by_index[0]
     assert by_index[1]["document"] == {"text": "text"}
@@ -105,7 +107,8 @@ def test_request_larger_than_a_part_is_cut_and_put_together(shared_server: Serve
 
 
 @pytest.mark.parametrize(
-    ("path", "shows_by_default", "api_version"), [("/rerank", True, "1"), ("/v1/rerank", True, "1"), ("/v2/rerank", False, "2")]
+    ("path", "shows_by_default", "api_version"),
+    [("/rerank", True, "1"), ("/v1/rerank", True, "1"), ("/v2/rerank", False, "2")],
 )
 def test_rerank_answer_has_the_shape_all_clients_parse(
     shared_server: Server, path: str, shows_by_default: bool, api_version: str
@@ -121,7 +124,9 @@ def test_rerank_answer_has_the_shape_all_clients_parse(
         assert all(("document" in result) == expected for result in results)
 
 
-@pytest.mark.parametrize("fields", [("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2")])
+@pytest.mark.parametrize(
+    "fields", [("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2")]
+)
 def test_score_takes_all_pairs_of_fields(shared_server: Server, fields: tuple[str, str]) -> None:
     one_to_many = shared_server.post("/score", {fields[0]: QUERY, fields[1]: DOCUMENTS}).json()
     assert [entry["index"] for entry in one_to_many["data"]] == list(range(len(DOCUMENTS)))

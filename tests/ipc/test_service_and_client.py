@@ -249,7 +249,10 @@ def test_request_above_all_credits_goes_alone(address: str) -> None:
 
     async def main() -> None:
         async with client_of(address) as client:
-            assert await asyncio.gather(*(scores_of(client, [bytes([n]) * KEY_BYTES]) for n in (1, 2))) == [[16.0], [32.0]]
+            assert await asyncio.gather(*(scores_of(client, [bytes([n]) * KEY_BYTES]) for n in (1, 2))) == [
+                [16.0],
+                [32.0],
+            ]
 
     asyncio.run(main())
     service.stop()
