@@ -32,8 +32,8 @@ class EncodedBatch:
 class EncoderThread:
     """Runs an `Encoder` beside the control thread.
 
-    An exception while encoding is not caught here: `take` raises it in the control thread, which ends the process (what users
-    send has been checked before, so it is our own fault, and a fresh process is the only state we can trust).
+    An exception while encoding is not caught here: `take` raises it in the control thread, which ends the process (what
+    users send has been checked before, so it is our own fault, and a fresh process is the only state we can trust).
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -93,6 +93,6 @@ class EncoderThread:
                 encoded = self._encoder.encode(PackedTexts.of(texts))
                 rows = torch.split(encoded.embeddings, encoded.rows)
                 self._finished.put(EncodedBatch(texts, rows, time.monotonic() - started))
-            except BaseException as error:  # handed over: the control thread raises it
+            except BaseException as error:  # noqa: BLE001 - handed over: the control thread raises it
                 self._finished.put(error)
             os.eventfd_write(self.descriptor, 1)

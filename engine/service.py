@@ -187,7 +187,7 @@ class EngineService:
         if now < self._next_expiry:
             return
         self._next_expiry = now + IDLE_WAIT / 5
-        for name, pending in [item for item in self._pending.items() if item[1].request.deadline <= now]:
+        for name in [name for name, pending in self._pending.items() if pending.request.deadline <= now]:
             self._endpoint.fail(name, ErrorCode.DEADLINE_EXCEEDED, "not encoded within the request's time", 1000)
             del self._pending[name]
             self._queue.drop(name)

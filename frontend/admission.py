@@ -1,9 +1,10 @@
 """Who is let in: decided for whole requests, before their body is read.
 
-A request is let in while the encoding work that is outstanding is within what the engine granted, and the bodies are within the
-memory set aside for them; a request that is alone is always let in. What a request will cost is estimated from the bytes of its
-texts once they are known, and before that as nothing: at first a third of a token per byte, then by the running ratio of tokens
-that had to be encoded to bytes of text (texts that are in the store cost nothing, and the ratio learns it).
+A request is let in while the encoding work that is outstanding is within what the engine granted, and the bodies are
+within the memory set aside for them; a request that is alone is always let in. What a request will cost is estimated
+from the bytes of its texts once they are known, and before that as nothing: at first a third of a token per byte, then
+by the running ratio of tokens that had to be encoded to bytes of text (texts that are in the store cost nothing, and
+the ratio learns it).
 """
 
 from __future__ import annotations

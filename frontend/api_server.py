@@ -1,7 +1,7 @@
 """An API server's process: `python -P -m frontend.api_server`, started by the launcher.
 
-Settings on stdin, status on stdout, connections over an inherited socket. It never imports torch: libtorch and libcuda are not
-even mapped into it (promise P2).
+Settings on stdin, status on stdout, connections over an inherited socket. It never imports torch: libtorch and libcuda
+are not even mapped into it (promise P2).
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ class _ApiServer:
             self._stop.set()
 
     async def _keep_house(self) -> None:
-        """Sign of life, Date header, credits to admission, and the one line to the launcher when the services are there."""
+        """Sign of life, Date header, credits to admission, and the one line to the launcher when the services are
+        there.
+        """
         pulse = Pulse(self._child)
         is_told = False
         while True:

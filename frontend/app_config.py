@@ -1,4 +1,7 @@
-"""What an API server's routes must know of the settings. Travels from the launcher as JSON; API keys only as digests."""
+"""What an API server's routes must know of the settings.
+
+Travels from the launcher as JSON; API keys only as digests.
+"""
 
 from __future__ import annotations
 

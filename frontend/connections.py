@@ -1,13 +1,17 @@
 """How accepted connections get from the launcher to the API servers, evenly.
 
-The launcher accepts and passes each connection (SCM_RIGHTS) to the API server that has the fewest open ones. (Measured: 8
-connections over 4 servers on one shared listening socket went 8/0/0/0, passed this way 2/2/2/2.) It keeps its own handle on a
-connection until the API server says that it has it, so that those given to a server that dies before are given to another.
+The launcher accepts and passes each connection (SCM_RIGHTS) to the API server that has the fewest open ones. (Measured:
+8 connections over 4 servers on one shared listening socket went 8/0/0/0, passed this way 2/2/2/2.) It keeps its own
+handle on a connection until the API server says that it has it, so that those given to a server that dies before are
+given to another.
 
 One SOCK_SEQPACKET pair per API server carries packets of one letter and eight bytes:
 
-    launcher -> API server    C id + descriptor: a connection     D: /ready turns false     S: finish what runs, then exit
-    API server -> launcher    A id: I have it                     X id: it is closed
+    launcher -> API server    C id + descriptor: a connection
+                              D: /ready turns false
+                              S: finish what runs, then exit
+    API server -> launcher    A id: I have it
+                              X id: it is closed
 """
 
 from __future__ import annotations

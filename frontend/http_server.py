@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol on connections that the launcher passes.
 
-uvicorn is used for what it does best, the protocol (httptools) and its flow control; accepting, signals and processes are the
-launcher's, so `uvicorn.Server` is not used.
+uvicorn is used for what it does best, the protocol (httptools) and its flow control; accepting, signals and processes
+are the launcher's, so `uvicorn.Server` is not used.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The launcher: owns the listening socket and the child processes, and nothing else.
 
-Start: bind (a port in use ends it at once), start worker, engine and API servers side by side, accept as soon as one API server
-is up (so that /live and /ready answer while the model loads), say when everything is ready.
-Stop (P8): /ready turns false; after --drain-delay accepting stops; API servers finish what runs; after the last of them the
-lifelines of engine and worker are closed. A second signal stops at once. If the launcher itself is killed, EOF on the lifelines
-ends every child.
+Start: bind (a port in use ends it at once), start worker, engine and API servers side by side, accept as soon as one
+API server is up (so that /live and /ready answer while the model loads), say when everything is ready.
+
+Stop (P8): /ready turns false; after --drain-delay accepting stops; API servers finish what runs; after the last of them
+the lifelines of engine and worker are closed. A second signal stops at once. If the launcher itself is killed, EOF on
+the lifelines ends every child.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from frontend.app_config import app_config
 from frontend.config import ServeConfig
 from frontend.connections import DRAIN, STOP, Dispatcher, ServerLink, make_pair
 from frontend.division import count_cores, divide_cores
-from frontend.listener import ListenError, Listener
+from frontend.listener import Listener, ListenError
 from frontend.supervisor import Launch, StartFailed, Supervisor
 from ipc.settings import EngineSettings, ModelSettings, WorkerSettings
 from ipc.sockets import make_run_directory, remove_run_directory

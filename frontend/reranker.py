@@ -1,13 +1,14 @@
 """From a ranking task to its scores: the Score / Missing loop.
 
-A `Score` asks by names only. What is `Missing` is tokenised, encoded by the engine, and supplied with the next one; clients'
-own embeddings are supplied with the first. So documents seen before cost no tokenising, no encoding and no transfer, and
-eviction, a restarted worker, an empty cache and the first request are one code path. The first retry supplies what was missing,
-the second supplies every text, so three `Score`s suffice.
+A `Score` asks by names only. What is `Missing` is tokenised, encoded by the engine, and supplied with the next one;
+clients' own embeddings are supplied with the first. So documents seen before cost no tokenising, no encoding and no
+transfer, and eviction, a restarted worker, an empty cache and the first request are one code path. The first retry
+supplies what was missing, the second supplies every text, so three `Score`s suffice.
 
     R1  Requests are cut into parts: at most `max_job_rows` rows and PART_BYTES of supplied embeddings each. Scores are
         independent per pair, so the cut is not visible.
-    R2  All parts of this process together hold at most the byte budget in embeddings; one request has at most two in flight.
+    R2  All parts of this process together hold at most the byte budget in embeddings; one request has at most two in
+        flight.
     R3  A text is tokenised at most once, a query encoded at most once, per request.
 """
 
@@ -485,8 +486,11 @@ class _Ranking:
     # --- cutting a task into parts --------------------------------------------------------------------------------
 
     def _split(self, pairs: Sequence[int], supply: set[int], service: Service) -> list[_Part]:
-        """Parts within R1. Pairs that need a document supplied and pairs that do not go apart, so that a large part of names
-        stays one small message."""
+        """Parts within R1.
+
+        Pairs that need a document supplied and pairs that do not go apart, so that a large part of names stays one
+        small message.
+        """
         limit = service.ready.limits.max_job_rows
         named = [p for p in pairs if self._pair(p)[1] not in supply] if supply else pairs
         carried = [p for p in pairs if self._pair(p)[1] in supply] if supply else []

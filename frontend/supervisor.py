@@ -198,7 +198,10 @@ class Supervisor:
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
-    """SIGKILL. Not `process.kill()`: that reaps a child that has just died, and asyncio then never learns its exit code."""
+    """SIGKILL.
+
+    Not `process.kill()`: that reaps a child that has just died, and asyncio then never learns its exit code.
+    """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)

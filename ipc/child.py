@@ -1,8 +1,8 @@
 """A child process and its launcher: settings in, status out, and a lifeline that ends the child.
 
-The child's stdin carries one JSON line with its settings (secrets stay out of `ps`) and then nothing: it is the lifeline,
-and EOF on it means that the launcher has gone or wants this child to stop. The child's stdout carries one JSON line per
-status. Logs go to stderr.
+The child's stdin carries one JSON line with its settings (secrets stay out of `ps`) and then nothing: it is the
+lifeline, and EOF on it means that the launcher has gone or wants this child to stop. The child's stdout carries one
+JSON line per status. Logs go to stderr.
 """
 
 from __future__ import annotations

@@ -14,7 +14,10 @@ class MalformedMessage(ValueError):
 
 
 class ServiceFailed(Exception):
-    """A request failed. `message` is safe to show to a user; `which` is the position of the text to blame, if one is."""
+    """A request failed.
+
+    `message` is safe to show to a user; `which` is the position of the text to blame, if one is.
+    """
 
     def __init__(self, code: ErrorCode, message: str, retry_after_ms: int = 0, which: int | None = None) -> None:
         super().__init__(f"{code.value}: {message}")

@@ -1,9 +1,9 @@
 """Which requests are running right now, in a file that survives the process: so that no request kills twice.
 
 A service writes the ids of a batch before it runs it and clears them after. If it dies in between, its successor reads
-them as suspects: a suspect that is sent again runs alone in its batch; one that was running in two services that died is
-answered WORKER_CRASHED (the query of death, promise P6). The file is a memory map: a write costs a copy of some bytes and
-reaches the page cache even if the process is killed.
+them as suspects: a suspect that is sent again runs alone in its batch; one that was running in two services that died
+is answered WORKER_CRASHED (the query of death, promise P6). The file is a memory map: a write costs a copy of some
+bytes and reaches the page cache even if the process is killed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The service's end of the protocol: one ROUTER socket, its clients, and exactly one answer to each request.
 
-The endpoint does what every service does the same way: it answers Hello and Stats, refuses stale epochs, joins duplicates
-by (client, request id), watches clients that fall silent, grants credits, and sends without ever waiting. Its owner gets
-events and gives answers.
+The endpoint does what every service does the same way: it answers Hello and Stats, refuses stale epochs, joins
+duplicates by (client, request id), watches clients that fall silent, grants credits, and sends without ever waiting.
+Its owner gets events and gives answers.
 
     E1  A request is yielded at most once while it is live, and answered at most once.
     E2  A send never blocks: a client that cannot take its answer is dropped, with all its requests.

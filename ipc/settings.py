@@ -1,4 +1,7 @@
-"""What the launcher tells the services at their start: one JSON line on stdin (`ipc.child`). Nothing reads the environment."""
+"""What the launcher tells the services at their start: one JSON line on stdin (`ipc.child`).
+
+Nothing reads the environment.
+"""
 
 from __future__ import annotations
 

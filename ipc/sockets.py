@@ -1,7 +1,8 @@
 """ZeroMQ sockets as this project wants them, and the private directory they live in.
 
-Only `ipc://` in a fresh 0700 directory: nothing listens on a network (lesson of CVE-2025-30202 and its family). High-water
-marks are finite, so that a slow reader is noticed instead of filling the memory; LINGER is 0, so that closing never waits.
+Only `ipc://` in a fresh 0700 directory: nothing listens on a network (lesson of CVE-2025-30202 and its family).
+High-water marks are finite, so that a slow reader is noticed instead of filling the memory; LINGER is 0, so that
+closing never waits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The scorer worker's process: `python -P -m scorer_worker`, started by the launcher. Settings on stdin, status on stdout."""
+"""The scorer worker's process: `python -P -m scorer_worker`, started by the launcher.
+
+Settings on stdin, status on stdout.
+"""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ class Arena:
     def write(self, entry: Entry, embeddings: torch.Tensor) -> None:
         """Fill a reserved entry.
 
-        Its extent's last grain is padded with the last row again, so that the maximum over whole grains is the maximum over
-        the document, and kernels need no mask.
+        Its extent's last grain is padded with the last row again, so that the maximum over whole grains is the maximum
+        over the document, and kernels need no mask.
 
         Args:
             embeddings: [entry.rows, dim], any float dtype, finite.
@@ -56,8 +56,11 @@ def as_tensor(data: memoryview, dtype: str, rows: int, dim: int) -> torch.Tensor
 
 
 def is_finite(embeddings: torch.Tensor) -> bool:
-    """Whether there is neither NaN nor infinity in it. The sum of finite halves or floats of sane size is finite, and one pass of
-    it is the cheapest check; only where it is not, every element is looked at."""
+    """Whether there is neither NaN nor infinity in it.
+
+    The sum of finite values of sane size is finite, and one pass of it is the cheapest check; only where it is not,
+    every element is looked at.
+    """
     total = embeddings.sum(dtype=torch.float32)
     return bool(torch.isfinite(total)) or bool(torch.isfinite(embeddings).all())
 

@@ -1,8 +1,8 @@
 """Which pairs the next launch scores. Pure: no clock, no socket, no tensor.
 
 Work-conserving: whenever the device is free, what is there becomes a batch; no timer. Clients take turns, and within a
-client its jobs do; a turn is one slice of at most `slice_work`, so that a small job waits for at most one batch, in which
-it has a place of its own.
+client its jobs do; a turn is one slice of at most `slice_work`, so that a small job waits for at most one batch, in
+which it has a place of its own.
 
     B1  A batch's work stays within `max_batch_work`, its pairs within `max_batch_pairs`, unless it is a single slice.
     B2  Every pair of a job is handed out exactly once.

@@ -1,7 +1,7 @@
 """The encoder inside the worker: token ids in, filled entries of the store out.
 
-H1  An entry that is being encoded is held by the encoder itself, besides the jobs that wait for it: what was encoded stays,
-    even if its requests died.
+H1  An entry that is being encoded is held by the encoder itself, besides the jobs that wait for it: what was encoded
+    stays, even if its requests died.
 H2  A text is dropped before it is encoded only when its last waiter is gone.
 """
 

@@ -1,15 +1,16 @@
 """The embedding store's directory: which embeddings lie where, who holds them, and who has to go. Pure bookkeeping.
 
-Rows of one arena are given out in contiguous extents, so that a document is one run of memory (decision 0001). The arena is cut
-into slabs; a slab serves one size class at a time (extents of equal size), an entry larger than a slab takes a run of slabs.
-Eviction is by recency: within a class an entry makes room for an entry; between classes a whole slab changes hands.
+Rows of one arena are given out in contiguous extents, so that a document is one run of memory (decision 0001). The
+arena is cut into slabs; a slab serves one size class at a time (extents of equal size), an entry larger than a slab
+takes a run of slabs. Eviction is by recency: within a class an entry makes room for an entry; between classes a whole
+slab changes hands.
 
     S1  Extents of entries, retired extents and free room do not overlap and add up to the arena.
     S2  A pinned entry is never evicted and never moves.
     S3  Room that was in use is handed out again only after the last device operation that may touch it has completed.
     S4  `admit` happens as a whole or not at all: who does not fit holds nothing.
-    S5  Whatever is within `max_job_rows` fits an empty store. (Pinned entries may lie so that a slab of another class cannot
-        be had; a job that finds no room although nobody holds anything therefore has the store cleared.)
+    S5  Whatever is within `max_job_rows` fits an empty store. (Pinned entries may lie so that a slab of another class
+        cannot be had; a job that finds no room although nobody holds anything therefore has the store cleared.)
 """
 
 from __future__ import annotations
@@ -308,8 +309,8 @@ class StoreDirectory:
     def _make_room(self, extent: int) -> bool:
         """Evict until an extent of this size or a slab is free. False: not now.
 
-        The longest unused entry goes. If it is of another size, its whole slab goes with it, unless somebody holds a part of
-        that slab; then the longest unused entry of our own size goes, or else the next slab that nobody holds.
+        The longest unused entry goes. If it is of another size, its whole slab goes with it, unless somebody holds a
+        part of that slab; then the longest unused entry of our own size goes, or else the next slab that nobody holds.
         """
         if self._retired:
             return False  # room is on its way: evicting more would only empty the store

@@ -1,8 +1,8 @@
 """The worker's control thread: from requests to jobs, from jobs to batches, from batches to answers.
 
-One turn: take what came, give finished embeddings to their jobs, drop what nobody waits for, admit what has room, score one
-batch, answer. It decides nothing by itself: the batcher says what is scored next, the directory who gets room, the encode
-queue what is encoded.
+One turn: take what came, give finished embeddings to their jobs, drop what nobody waits for, admit what has room, score
+one batch, answer. It decides nothing by itself: the batcher says what is scored next, the directory who gets room, the
+encode queue what is encoded.
 
     W1  Every job that was read is answered once, or dropped because its client has gone or cancelled it.
     W2  A waiting job holds nothing; jobs get room in the order in which they came.
@@ -15,7 +15,6 @@ import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable
-
 
 from ipc.arrays import FrameWriter
 from ipc.messages import Encode, ErrorCode, Missing, Scores
@@ -193,7 +192,10 @@ class Worker:
             self._waiting.pop(job.name, None)
 
     def _admit(self, job: Job) -> bool:
-        """Pin what is there, reserve room for what was supplied; or answer Missing. False: no room now, nothing held."""
+        """Pin what is there, reserve room for what was supplied; or answer Missing.
+
+        False: no room now, nothing held.
+        """
         resident, new, missing = self._sort_texts(job)
         if missing:
             self._answer_missing(job, missing)

@@ -9,8 +9,8 @@ class Reference:
     """One pair at a time, fp32.
 
     Args:
-        arena: [arena_rows, dim] float32 or float16, where the documents lie. Documents start at a multiple of 16 rows; the rows
-            after one, up to the next multiple of 16, repeat one of its own (`Arena.write`).
+        arena: [arena_rows, dim] float32 or float16, where the documents lie. Documents start at a multiple of 16 rows;
+            the rows after one, up to the next multiple of 16, repeat one of its own (`Arena.write`).
     """
 
     def __init__(self, arena: torch.Tensor) -> None:
@@ -35,8 +35,8 @@ class Reference:
             pair_q: [num_pairs] int64, ascending: the query of each pair.
 
         Returns:
-            [num_pairs] float32. A document without rows, or a query without rows, scores 0. The score of a pair is bitwise the
-            same whatever else is in the call (promise P4).
+            [num_pairs] float32. A document without rows, or a query without rows, scores 0. The score of a pair is
+            bitwise the same whatever else is in the call (promise P4).
 
         Source: Khattab & Zaharia 2020 (ColBERT), the MaxSim operator.
         """

@@ -1,15 +1,17 @@
 """MaxSim by packed matmuls in torch: the fast kernel on a CPU.
 
-For each query, the documents' grains (16 rows) are gathered block by block into a scratch that stays in the cache, multiplied
-with the query in one matmul, and reduced 16 rows at a time; what is left is a maximum over each document's grains. The last grain
-of a document is padded with a row of its own, so nothing needs a mask.
+For each query, the documents' grains (16 rows) are gathered block by block into a scratch that stays in the cache,
+multiplied with the query in one matmul, and reduced 16 rows at a time; what is left is a maximum over each document's
+grains. The last grain of a document is padded with a row of its own, so nothing needs a mask.
 
-Measured (benchmarks/bench_scoring.py): gathering into the cache and multiplying there is as fast as multiplying in place where
-documents lie together, because the matmul reads memory worse than a copy does. Left: a matmul per document (40-47 % of the sgemm rate
-in place of 58-62 %), [Lq, rows] products (35 %), torch.cat of views (45-53 %), segment_reduce on rows.
+Measured (benchmarks/bench_scoring.py): gathering into the cache and multiplying there is as fast as multiplying in
+place where documents lie together, because the matmul reads memory worse than a copy does. Left: a matmul per document
+(40-47 % of the sgemm rate in place of 58-62 %), [Lq, rows] products (35 %), torch.cat of views (45-53 %),
+segment_reduce on rows.
 
-Bitwise independence (P4): a row's product does not depend on how many rows are multiplied with it, as long as their number is a
-multiple of 16 (`tests/scorer_worker/test_kernels.py` holds this against random batches), and a maximum has no order.
+Bitwise independence (P4): a row's product does not depend on how many rows are multiplied with it, as long as their
+number is a multiple of 16 (`tests/scorer_worker/test_kernels.py` holds this against random batches), and a maximum has
+no order.
 """
 
 from __future__ import annotations
@@ -71,12 +73,12 @@ class TorchPacked:
     def _grain_maxima(self, query: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """For each grain and query row the best similarity in the grain: [total, Lq] float32."""
         transposed = query.float().T.contiguous()  # [dim, Lq]; halves are multiplied in fp32
-        Lq = len(query)
-        maxima = torch.empty(len(places), Lq, device=query.device)
-        block = max(1, min(len(self._scratch), MAX_PRODUCT // (Lq * ROW_GRAIN)))
+        num_rows = len(query)
+        maxima = torch.empty(len(places), num_rows, device=query.device)
+        block = max(1, min(len(self._scratch), MAX_PRODUCT // (num_rows * ROW_GRAIN)))
         for start in range(0, len(places), block):
             some = places[start : start + block]
             rows = torch.index_select(self._grains, 0, some, out=self._scratch[: len(some)])
             product = torch.mm(rows.view(len(some) * ROW_GRAIN, self._dim).float(), transposed)  # [rows, Lq]
-            torch.amax(product.view(len(some), ROW_GRAIN, Lq), 1, out=maxima[start : start + len(some)])
+            torch.amax(product.view(len(some), ROW_GRAIN, num_rows), 1, out=maxima[start : start + len(some)])
         return maxima

@@ -82,7 +82,7 @@ class Server:
                 command = (directory / "cmdline").read_text().split("\0")
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if parent == self.process.pid and module in command + [""]:
+            if parent == self.process.pid and module in [*command, ""]:
                 found.append(int(directory.name))
         return sorted(found)
 

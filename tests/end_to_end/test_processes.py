@@ -30,7 +30,7 @@ def is_alive(pid: int) -> bool:
 
 def test_api_servers_never_map_torch(shared_server: Server) -> None:
     shared_server.scores("a query", ["a document", as_input(random_embeddings(3, 384, 1))])
-    for pid in shared_server.children("frontend.api_server") + [shared_server.process.pid]:
+    for pid in [*shared_server.children("frontend.api_server"), shared_server.process.pid]:
         maps = Path(f"/proc/{pid}/maps").read_text()
         assert "libtorch" not in maps and "libcuda" not in maps and "numpy" not in maps
     (worker,) = shared_server.children("scorer_worker")

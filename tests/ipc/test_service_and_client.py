@@ -39,7 +39,10 @@ CLIENT = b"someone!"
 LIMIT = 10.0  # seconds that anything here may take
 
 
-def describe(capacity: Credits = Credits(bytes=2**20, tokens=1000)) -> Description:
+AMPLE = Credits(bytes=2**20, tokens=1000)
+
+
+def describe(capacity: Credits = AMPLE) -> Description:
     return Description(dim=4, fingerprint=b"f" * 16, limits=Limits(1000, 2**20, 100), capacity=capacity)
 
 
