@@ -1,0 +1,133 @@
+"""The HTTP application around a ranker of a simple kind, and a client of it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import struct
+from array import array
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp
+
+from frontend.admission import Admission
+from frontend.app import create_app
+from frontend.app_config import AppConfig
+from frontend.metrics import Metrics
+from frontend.ranking import EmbeddingsInput, Input, RankingResult, RankingTask, TextInput, Timings
+from ipc.messages import ModelSpec, Role, TextSpec
+
+LIMIT = 10.0  # seconds that anything here may take
+SPEC = ModelSpec("the-model", 4, TextSpec(max_length=32), TextSpec(max_length=180))
+RERANK_PATHS = ["/rerank", "/v1/rerank", "/v2/rerank"]
+SCORE_PATHS = ["/score", "/v1/score"]
+QUERY = "three hearts"
+DOCUMENTS = ["one heart", "three hearts, hearts", "", "three hearts"]
+SCORES = [0.0, 2.0, 0.0, 3.0]  # of DOCUMENTS, by WordRanker
+
+
+class WordRanker:
+    """A ranker of a simple kind: each word of the query that the document has scores 1, equal texts 1 more.
+
+    Embeddings score their number of rows. Every query has 4 scored rows; a text has as many tokens as characters.
+    """
+
+    def __init__(self, spec: ModelSpec | None = SPEC) -> None:
+        self.spec = spec
+        self.fingerprint = b"f" * 16 if spec is not None else None
+        self.has_encoder = spec is not None
+        self.is_ready = True
+        self.tasks: list[RankingTask] = []
+        self.failure: Exception | None = None
+        self.may_answer: asyncio.Event | None = None  # None: at once
+        self.cancelled = 0
+
+    def special_tokens(self, role: Role) -> int:
+        return 3
+
+    async def statistics(self) -> dict[str, dict[str, float]]:
+        return {"worker": {"store_hits": 7.0}, "engine": {"encoded_texts": 3.0}}
+
+    async def score(self, task: RankingTask) -> RankingResult:
+        self.tasks.append(task)
+        if self.failure is not None:
+            raise self.failure
+        if self.may_answer is not None:
+            try:
+                await self.may_answer.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        pairs = task.pairs if task.pairs is not None else [(0, i) for i in range(len(task.documents))]
+        return RankingResult(
+            scores=array("f", (score_of(task.queries[q], task.documents[d]) for q, d in pairs)),
+            query_rows=[4] * len(task.queries),
+            query_prompt_tokens=[tokens_of(query) for query in task.queries],
+            document_prompt_tokens=[tokens_of(document) for document in task.documents],
+            timings=Timings(tokenize=0.001, score=0.002),
+        )
+
+
+def score_of(query: Input, document: Input) -> float:
+    if isinstance(document, EmbeddingsInput):
+        first = struct.unpack_from("<f", document.embeddings)[0]
+        return float(document.rows) if first < 1e30 else math.inf
+    if isinstance(query, EmbeddingsInput):
+        return float(query.rows)
+    shared = sum(word in document.text.split() for word in query.text.split())
+    return float(shared + (query.text == document.text))
+
+
+def tokens_of(text: Input) -> int:
+    return len(text.text) if isinstance(text, TextInput) else 0
+
+
+def embeddings(rows: int, dim: int = 4, value: float = 0.5) -> dict[str, object]:
+    data = struct.pack(f"<{rows * dim}f", *[value] * (rows * dim))
+    return {"embeddings": {"data": base64.b64encode(data).decode(), "shape": [rows, dim], "dtype": "float32"}}
+
+
+class Surface:
+    """The application around a ranker, and a client of it."""
+
+    def __init__(
+        self, ranker: WordRanker | None = None, max_bodies: int = 2**26, is_draining: bool = False, **config: Any
+    ) -> None:
+        self.ranker = ranker or WordRanker()
+        self.admission = Admission(max_bodies)
+        self.is_draining = is_draining
+        self.metrics = Metrics(0)
+        self.app: ASGIApp = create_app(
+            AppConfig(**config), self.ranker, self.admission, b"s" * 32, lambda: self.is_draining, self.metrics
+        )
+
+    def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        async def run() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, client=("10.0.0.1", 1))
+            async with (
+                httpx.AsyncClient(transport=transport, base_url="http://server") as client,
+                asyncio.timeout(LIMIT),
+            ):
+                return await client.request(method, path, **arguments)
+
+        return asyncio.run(run())
+
+    def post(self, path: str, body: object, **headers: str) -> httpx.Response:
+        return self.request("POST", path, json=body, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+    def rerank(self, path: str = "/rerank", **fields: Any) -> httpx.Response:
+        return self.post(path, {"query": QUERY, "documents": DOCUMENTS, **fields})
+
+
+def indices(response: httpx.Response) -> list[int]:
+    assert response.status_code == 200, response.text
+    return [result["index"] for result in response.json()["results"]]
+
+
+def message_of(response: httpx.Response, status: int = 400) -> str:
+    assert response.status_code == status, response.text
+    message = response.json()["message"]
+    assert isinstance(message, str)
+    return message
