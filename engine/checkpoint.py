@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from engine.bert_config import BertConfig
 from engine.formats import Projection
@@ -50,8 +50,11 @@ def _load_tensor(file: WeightsFile, name: str, shape: list[int] | None, dtype: t
         raise ModelError(f"{file.path}: no {name}; the checkpoint is not whole")
     if file.shape_of(name) != shape:
         raise ModelError(f"{file.path}: {name} has shape {file.shape_of(name)}, config.json says {shape}")
-    with safe_open(file.path, framework="pt") as tensors:
-        tensor: torch.Tensor = tensors.get_tensor(name)
+    try:
+        with safe_open(file.path, framework="pt") as tensors:
+            tensor: torch.Tensor = tensors.get_tensor(name)
+    except SafetensorError as error:
+        raise ModelError(f"{file.path}: not a safetensors file ({error}); download it again") from None
     if not tensor.is_floating_point():
         raise ModelError(f"{file.path}: {name} is {tensor.dtype}; quantised weights are not in this version")
     return tensor.to(dtype)

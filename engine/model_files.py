@@ -86,6 +86,10 @@ class WeightsFile:
         entry = self.tensors.get(name)
         return list(entry["shape"]) if entry is not None else None
 
+    def start_of(self, name: str) -> int:
+        """Where in the file the tensor's bytes begin."""
+        return 8 + len(self.header) + int(self.tensors[name]["data_offsets"][0])
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
@@ -170,12 +174,19 @@ def _read_weights(path: Path) -> WeightsFile:
             header = file.read(length)
         entries = json.loads(header)
         tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
-        end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
-        for entry in tensors.values():
-            [int(size) for size in entry["shape"]]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OSError) as error:
+        end = max((_end_of(entry) for entry in tensors.values()), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         raise ModelError(f"{path}: not a safetensors file ({error}); download it again") from None
     expected, size = 8 + length + end, path.stat().st_size
     if size != expected:
         raise ModelError(f"{path}: {size} bytes, but its header says {expected}; download it again")
     return WeightsFile(path, header, tensors)
+
+
+def _end_of(entry: Mapping[str, Any]) -> int:
+    """Where a tensor ends, after the header. What else a header can get wrong, safetensors finds on loading."""
+    start, end = entry["data_offsets"]
+    for number in (start, end, *entry["shape"]):
+        if not isinstance(number, int) or number < 0:
+            raise ValueError(f"{number!r} in its header, expected a whole number from 0")
+    return int(end)

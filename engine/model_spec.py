@@ -21,6 +21,7 @@ __all__ = ["LoadedModel", "ModelError", "load_model"]
 
 SAMPLES: Final = 64  # of each weights file, spread over it, for the fingerprint
 SAMPLE_BYTES: Final = 65_536
+TENSOR_SAMPLE_BYTES: Final = 4_096  # and of each tensor, from its start: most lie between the samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,8 @@ def _with_query_length(query: TextSpec, length: int) -> TextSpec:
 
 def _fingerprint(files: ModelFiles, settings: Sequence[bytes]) -> bytes:
     """Who the model is: every settings file that was read, the effective spec, and of each weights file its header, its
-    size and samples spread over it (a 2 GB file then costs milliseconds; other weights differ everywhere)."""
+    size, samples spread over it and the start of every tensor (a 2 GB file then costs milliseconds; training changes a
+    tensor everywhere or, where it is frozen, nowhere)."""
     digest = hashlib.blake2b(digest_size=16)
 
     def add(part: bytes) -> None:
@@ -116,16 +118,19 @@ def _fingerprint(files: ModelFiles, settings: Sequence[bytes]) -> bytes:
     for name, weights in sorted(files.weights.items()):
         add(name.encode())
         add(weights.header)
-        for sample in _samples(weights.path):
+        for sample in _samples(weights):
             add(sample)
     return digest.digest()
 
 
-def _samples(path: Path) -> list[bytes]:
-    size = path.stat().st_size
+def _samples(weights: WeightsFile) -> list[bytes]:
+    size = weights.path.stat().st_size
     samples = [size.to_bytes(8, "little")]
-    with path.open("rb") as file:
+    with weights.path.open("rb") as file:
         for number in range(SAMPLES):
             file.seek(max(0, size - SAMPLE_BYTES) * number // (SAMPLES - 1))
             samples.append(file.read(SAMPLE_BYTES))
+        for name in sorted(weights.tensors):
+            file.seek(weights.start_of(name))
+            samples.append(file.read(TENSOR_SAMPLE_BYTES))
     return samples

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -125,6 +126,24 @@ def test_fingerprint_changes_with(tmp_path: Path, change: Callable[[Path], None]
     before = load(directory).fingerprint
     change(directory)
     assert load(directory).fingerprint != before
+
+
+def test_fingerprint_changes_with_any_one_tensor(tmp_path: Path) -> None:
+    """Of a file so large that samples spread over it alone would miss most of them."""
+    directory = write_stanford(tmp_path / "model")
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "another": torch.zeros(128 * 2**20, dtype=torch.uint8)}, path)
+    header = load(directory).weights
+    seen = {load(directory).fingerprint}
+    for name in tensors:
+        with path.open("r+b") as file:  # in place: one byte at the tensor's start
+            file.seek(header.start_of(name))
+            (byte,) = file.read(1)
+            file.seek(header.start_of(name))
+            file.write(bytes([byte ^ 1]))
+        seen.add(load(directory).fingerprint)
+    assert len(seen) == len(tensors) + 1
 
 
 def test_fingerprint_changes_with_own_settings(tmp_path: Path) -> None:

@@ -67,6 +67,21 @@ def cut_short(at: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def header(**changes: Any) -> Change:
+    """Changes to what model.safetensors says of its first layer norm; its size stays right."""
+
+    def rewrite(at: Path) -> None:
+        path = at / "model.safetensors"
+        content = path.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        entries = json.loads(content[8:end])
+        entries["bert.embeddings.LayerNorm.bias"].update(changes)
+        changed = json.dumps(entries).encode()
+        path.write_bytes(len(changed).to_bytes(8, "little") + changed + content[end:])
+
+    return rewrite
+
+
 def pickled_only(at: Path) -> None:
     (at / "model.safetensors").rename(at / "pytorch_model.bin")
 
@@ -116,6 +131,11 @@ WRONG_STANFORD: dict[str, tuple[Change, str]] = {
     ),
     "weights-cut-short": (cut_short, "but its header says"),
     "weights-are-something-else": (with_text("model.safetensors", "version https://git-lfs"), "not a safetensors file"),
+    "header-of-unknown-dtype": (header(dtype="F7"), "model.safetensors: not a safetensors file ("),
+    "header-without-dtype": (header(dtype=None), "model.safetensors: not a safetensors file ("),
+    "header-of-overlapping-tensors": (header(data_offsets=[0, 4]), "model.safetensors: not a safetensors file ("),
+    "header-offset-below-zero": (header(data_offsets=[-5, 123]), "model.safetensors: not a safetensors file ("),
+    "header-offset-infinite": (header(data_offsets=[0, float("inf")]), "model.safetensors: not a safetensors file ("),
     "pickled": (pickled_only, "pytorch_model.bin: pickled weights can run code and are not loaded"),
     "split": (split_weights, "an index of split weights is; save the model in one file"),
     "no-projection": (
