@@ -129,9 +129,10 @@ def test_when_the_client_hangs_up_its_work_is_cancelled() -> None:
     assert asyncio.run(run()).cancelled == 1
 
 
-def test_a_client_that_hangs_up_within_its_body_costs_nothing() -> None:
+@pytest.mark.parametrize("sent", [pytest.param(BODY[:10], id="half-of-it"), pytest.param(BODY, id="what-looks-whole")])
+def test_a_client_that_hangs_up_within_its_body_costs_nothing(sent: bytes) -> None:
     surface = Surface()
-    asyncio.run(Connection(surface, BODY[:10], length=len(BODY), hangs_up=True).run())
+    asyncio.run(Connection(surface, sent, length=len(BODY) + 1, hangs_up=True).run())
     assert (surface.ranker.tasks, surface.admission.outstanding) == ([], 0)
 
 
