@@ -245,8 +245,8 @@ class Worker:
         writer = FrameWriter()
         self.counters["store_misses"] += len(missing)
         message = Missing(job.name[1], writer.add_ints(missing), self._endpoint.credits())
-        self._endpoint.answer(job.name, message, writer.frames)
         self._end(job)
+        self._endpoint.answer(job.name, message, writer.frames)
 
     def _fill(self, job: Job, reserved: list[Entry], joined: list[Entry]) -> None:
         """Write the embeddings that came by value; have the encoder make the others."""
@@ -254,8 +254,8 @@ class Worker:
         for entry, text in by_value:
             embeddings = as_tensor(text.embeddings, text.dtype, text.rows, self._dim)
             if not is_finite(embeddings):
-                self._refuse(job.request, "embeddings: a value is not finite", text.position)
                 self._end(job)
+                self._refuse(job.request, "embeddings: a value is not finite", text.position)
                 return
             self._arena.write(entry, embeddings)
         if self._encoder is not None:
@@ -334,10 +334,10 @@ class Worker:
             score_us=int(job.score_seconds * 1e6),
             queue_us=int(queued * 1e6),
         )
-        self._endpoint.answer(job.name, message, writer.frames)
         self._forgive(job.name)
         self.counters["answered"] += 1
-        self._end(job)
+        self._end(job)  # before the answer: who has it finds nothing held
+        self._endpoint.answer(job.name, message, writer.frames)
 
 
 def _groups_of(job: Job, start: int, stop: int) -> list[PairGroup]:
