@@ -33,6 +33,15 @@ class Ticket:
         if self._admission is not None:
             self._admission._estimate(self, text_bytes)
 
+    def set_body_bytes(self, body_bytes: int) -> None:
+        """A body without Content-Length has grown to so many bytes.
+
+        Raises:
+            ServiceFailed: OVERLOADED, there is no room for them.
+        """
+        if self._admission is not None:
+            self._admission._grow(self, body_bytes)
+
     def release(self) -> None:
         """The request has ended. Releasing twice is the same as once."""
         if self._admission is not None:
@@ -72,12 +81,7 @@ class Admission:
             self.capacity_tokens is not None and self._tokens >= self.capacity_tokens
         )
         if self._requests and is_full:
-            self.refused += 1
-            raise ServiceFailed(
-                ErrorCode.OVERLOADED,
-                f"{self._requests} requests are waiting already",
-                max(100, min(10_000, int(self._seconds * 1000))),
-            )
+            raise self._refusal(self._requests)
         self._requests += 1
         self._bytes += body_bytes
         return Ticket(self, body_bytes)
@@ -87,6 +91,18 @@ class Admission:
         if ticket.text_bytes:
             self._ratio += LEARNING_RATE * (encoded_tokens / ticket.text_bytes - self._ratio)
         self._seconds += LEARNING_RATE * (seconds - self._seconds)
+
+    def _refusal(self, others: int) -> ServiceFailed:
+        self.refused += 1
+        retry_after_ms = max(100, min(10_000, int(self._seconds * 1000)))
+        return ServiceFailed(ErrorCode.OVERLOADED, f"{others} requests are waiting already", retry_after_ms)
+
+    def _grow(self, ticket: Ticket, body_bytes: int) -> None:
+        growth = max(0, body_bytes - ticket.body_bytes)
+        if self._requests > 1 and growth and self._bytes + growth > self._max_body_bytes:
+            raise self._refusal(self._requests - 1)
+        ticket.body_bytes += growth
+        self._bytes += growth
 
     def _estimate(self, ticket: Ticket, text_bytes: int) -> None:
         self._tokens -= ticket.tokens

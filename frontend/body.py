@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -28,8 +29,11 @@ def announced_size(request: Request, limit: int) -> int | None:
     return int(header)
 
 
-async def read_body(request: Request, limit: int, timeout: float) -> bytes:
+async def read_body(request: Request, limit: int, timeout: float, on_growth: Callable[[int], None]) -> bytes:
     """The body.
+
+    Args:
+        on_growth: told the size before more is kept; what it raises ends the reading.
 
     Raises:
         RequestFailed: it is longer than `limit` bytes, or has not come within `timeout` seconds.
@@ -45,6 +49,7 @@ async def read_body(request: Request, limit: int, timeout: float) -> bytes:
                 part = message.get("body", b"")
                 if body.tell() + len(part) > limit:
                     raise _too_large(limit)
+                on_growth(body.tell() + len(part))
                 body.write(part)
                 if not message.get("more_body", False):
                     return body.getvalue()

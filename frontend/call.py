@@ -57,10 +57,15 @@ class Call:
     def __init__(self, request: Request, body: bytes, started: float, ticket: Ticket) -> None:
         self.api = api_of(request)
         self._ticket = ticket
-        self.body = body
+        self._body = body
         self._request = request
         self._started = started
         self._key_digest: str = request.scope.get("maxsimd.key", "")
+
+    def take_body(self) -> bytes:
+        """The body, once: a large one is not kept beside the texts it was decoded to."""
+        body, self._body = self._body, b""
+        return body
 
     @property
     def request_id(self) -> str:
@@ -256,8 +261,8 @@ async def admitted(request: Request) -> AsyncIterator[Call]:
     size = announced_size(request, limit)
     ticket = api.admission.try_admit(CHUNKED_GUESS if size is None else size)
     try:
-        body = await read_body(request, limit, api.config.request_timeout)
-        yield Call(request, body, started, ticket)
+        timeout = api.config.request_timeout
+        yield Call(request, await read_body(request, limit, timeout, ticket.set_body_bytes), started, ticket)
     finally:
         ticket.release()
 

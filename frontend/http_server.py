@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 KEEP_ALIVE = 75  # seconds; above the 60 s that load balancers keep an idle connection
+MAX_HEAD_BYTES = 65_536  # of a request line and its headers; neither httptools nor uvicorn has a limit
 LAST_WORDS = 0.1  # seconds at a stop in which requests that are already in a socket's buffer are still read
 
 _log = logging.getLogger("maxsimd.api_server")
@@ -92,6 +93,28 @@ class _Connection(HttpToolsProtocol):
     def __init__(self, config: uvicorn.Config, state: ServerState, on_closed: Callable[[], None]) -> None:
         super().__init__(config=config, server_state=state, app_state={})
         self._on_closed = on_closed
+        self._is_in_head = True
+        self._num_heads = 0
+        self._head_bytes = 0  # of pieces that were nothing but a part of one head
+
+    def data_received(self, data: bytes) -> None:
+        was_in_head, num_heads = self._is_in_head, self._num_heads
+        super().data_received(data)
+        if not was_in_head or self._num_heads != num_heads:
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"headers: more than {MAX_HEAD_BYTES} bytes")
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._num_heads += 1
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._is_in_head = True
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

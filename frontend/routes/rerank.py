@@ -31,7 +31,7 @@ _encoder = msgspec.json.Encoder()
 async def rerank(request: Request) -> Response:
     """Documents come back unless `return_documents` is false; on /v2 only if it is true."""
     async with admitted(request) as call:
-        body = decode_rerank(call.body)
+        body = decode_rerank(call.take_body())
         call.check_model(body.model)
         documents = as_list(body.documents)
         task = call.make_task(body, [body.query], documents, None, ("query", "documents"))

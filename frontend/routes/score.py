@@ -28,7 +28,7 @@ _encoder = msgspec.json.Encoder()
 async def score(request: Request) -> Response:
     """1:1, 1:N, or N:N of equal lengths."""
     async with admitted(request) as call:
-        body = decode_score(call.body)
+        body = decode_score(call.take_body())
         call.check_model(body.model)
         queries, documents, fields = _sides(body)
         pairs = _pairs(queries, documents, fields)

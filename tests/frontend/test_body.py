@@ -114,6 +114,22 @@ def test_when_overloaded_the_body_is_not_read() -> None:
     assert asyncio.run(run()) == (200, 429, 200)
 
 
+def test_a_body_without_length_is_refused_where_there_is_no_room_for_more_of_it() -> None:
+    async def run() -> tuple[int, int, int]:
+        surface = Surface(max_bodies=100_000)
+        surface.ranker.may_answer = asyncio.Event()
+        first = asyncio.create_task(Connection(surface, BODY).run())
+        await until(lambda: bool(surface.ranker.tasks))
+        second = Connection(surface, *[b" " * 10_000] * 1000)
+        refused = await second.run()
+        surface.ranker.may_answer.set()
+        return await first, refused, second.chunks_read
+
+    status, refused, chunks_read = asyncio.run(run())
+    assert (status, refused) == (200, 429)
+    assert chunks_read < 20
+
+
 def test_when_the_client_hangs_up_its_work_is_cancelled() -> None:
     async def run() -> WordRanker:
         surface = Surface()
