@@ -10,24 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.nn import functional
 
 from engine.attention import Attention
 from engine.bert_config import BertConfig
+from engine.linear import Linear
 from engine.packing import PackedBatch
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """x @ weight.T + bias"""
-
-    weight: torch.Tensor  # [out, in]
-    bias: torch.Tensor  # [out]
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        return functional.linear(rows, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +40,7 @@ class BertLayer:
     qkv: Linear  # hidden -> 3 * hidden
     out: Linear
     attention_norm: LayerNorm
-    up: Linear  # hidden -> intermediate
+    up: Linear  # hidden -> intermediate, with GELU (the exact one, with erf)
     down: Linear
     output_norm: LayerNorm
 
@@ -58,8 +49,7 @@ class BertLayer:
     ) -> torch.Tensor:  # [total_tokens, hidden] -> the same
         qkv = self.qkv(hidden).view(len(hidden), 3, num_heads, -1)  # [total_tokens, 3, num_heads, head_dim]
         hidden = self.attention_norm(hidden + self.out(attend(qkv, batch)))
-        inner = functional.gelu(self.up(hidden))  # the exact one, with erf
-        return self.output_norm(hidden + self.down(inner))
+        return self.output_norm(hidden + self.down(self.up(hidden)))
 
 
 class Bert:
@@ -93,19 +83,21 @@ class Bert:
 
 def _bert_layer(weights: Mapping[str, torch.Tensor], number: int, config: BertConfig) -> BertLayer:
     prefix = f"encoder.layer.{number}."
-    parts = [_linear(weights, f"{prefix}attention.self.{name}") for name in ("query", "key", "value")]
+    qkv = [f"{prefix}attention.self.{name}" for name in ("query", "key", "value")]
     return BertLayer(
-        qkv=Linear(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])),
+        qkv=Linear(
+            torch.cat([weights[f"{name}.weight"] for name in qkv]), torch.cat([weights[f"{name}.bias"] for name in qkv])
+        ),
         out=_linear(weights, f"{prefix}attention.output.dense"),
         attention_norm=_layer_norm(weights, f"{prefix}attention.output.LayerNorm", config),
-        up=_linear(weights, f"{prefix}intermediate.dense"),
+        up=_linear(weights, f"{prefix}intermediate.dense", "gelu"),
         down=_linear(weights, f"{prefix}output.dense"),
         output_norm=_layer_norm(weights, f"{prefix}output.LayerNorm", config),
     )
 
 
-def _linear(weights: Mapping[str, torch.Tensor], name: str) -> Linear:
-    return Linear(weights[f"{name}.weight"], weights[f"{name}.bias"])
+def _linear(weights: Mapping[str, torch.Tensor], name: str, activation: Literal["none", "gelu"] = "none") -> Linear:
+    return Linear(weights[f"{name}.weight"], weights[f"{name}.bias"], activation)
 
 
 def _layer_norm(weights: Mapping[str, torch.Tensor], name: str, config: BertConfig) -> LayerNorm:

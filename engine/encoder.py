@@ -11,6 +11,7 @@ from torch.nn import functional
 from engine.attention import attend_per_text
 from engine.bert import Bert
 from engine.checkpoint import load_bert_weights, load_projection
+from engine.linear import Linear
 from engine.model_spec import LoadedModel
 from engine.packing import PackedTexts, pack
 from ipc.messages import Role, TextSpec
@@ -49,7 +50,7 @@ class Encoder:
         self._specs: dict[Role, TextSpec] = {"query": model.spec.query, "document": model.spec.document}
         self._bert = Bert(model.config, load_bert_weights(model.weights, model.config, dtype), attend_per_text)
         self._projections = [
-            (*load_projection(projection, dtype), _ACTIVATIONS[projection.activation])
+            (Linear(*load_projection(projection, dtype)), _ACTIVATIONS[projection.activation])
             for projection in model.projections
         ]
         self._is_skipped = {role: self._skip_table(spec.skip_token_ids) for role, spec in self._specs.items()}
@@ -102,8 +103,8 @@ class Encoder:
         self._check_all(texts)
         batch = pack(texts, [self._specs[role].attend_expansion for role in texts.roles])
         rows = self._bert(batch)  # [total_tokens, hidden]
-        for weight, bias, activation in self._projections:
-            rows = activation(functional.linear(rows, weight, bias))
+        for project, activation in self._projections:
+            rows = activation(project(rows))
         # p=2, epsilon 1e-12: as the reference's Normalize
         embeddings = functional.normalize(rows.float(), dim=-1)  # [total_tokens, dim]
         return self._leave_out_skipped(embeddings, batch.token_ids, texts.roles, batch.lengths)
