@@ -1,8 +1,8 @@
-"""MaxSim on a CPU through the real store: 1000 ragged documents x 32 query rows, scattered after churn and lying together.
+"""MaxSim on a CPU through the real store: 1000 ragged documents x 32 query rows, scattered after churn and together.
 
     python -m benchmarks.bench_scoring
 
-Every variant is checked against the reference kernel before it is timed. FLOPs count real rows only: 2 * 32 * rows * dim.
+Every variant is checked against the reference before it is timed. FLOPs count real rows only: 2 * 32 * rows * dim.
 """
 
 from __future__ import annotations

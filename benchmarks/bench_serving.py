@@ -27,17 +27,46 @@ from benchmarks.measuring import parser, percentile, spread, write
 from benchmarks.running import Server, memory_of, post, start_worker
 from ipc.arrays import FrameWriter
 from ipc.client import ServiceClient
-from ipc.messages import KEY_BYTES, Scores, Score, SuppliedEmbeddings
+from ipc.messages import KEY_BYTES, Score, Scores, SuppliedEmbeddings, SuppliedTokens
 from ipc.settings import WorkerSettings
 from ipc.sockets import make_run_directory, remove_run_directory
 
 DOCUMENTS, DOCUMENT_TOKENS = 1000, 180
 ROUND_TRIPS = 5000
 LOAD_CONNECTIONS, LOAD_SECONDS = 32, 20.0
-WORDS = (
-    "river mountain light engine paper garden ocean market winter glass story music window copper forest signal bread "
-    "history silver animal number letter summer island village colour machine question answer morning evening"
-).split()
+WORDS = [
+    "river",
+    "mountain",
+    "light",
+    "engine",
+    "paper",
+    "garden",
+    "ocean",
+    "market",
+    "winter",
+    "glass",
+    "story",
+    "music",
+    "window",
+    "copper",
+    "forest",
+    "signal",
+    "bread",
+    "history",
+    "silver",
+    "animal",
+    "number",
+    "letter",
+    "summer",
+    "island",
+    "village",
+    "colour",
+    "machine",
+    "question",
+    "answer",
+    "morning",
+    "evening",
+]
 
 
 def main() -> None:
@@ -112,7 +141,8 @@ def counters(server: Server) -> dict[str, float]:
     text = connection.getresponse().read().decode()
     connection.close()
     names = ("maxsimd_encoded_tokens_total", "maxsimd_engine_texts", "maxsimd_engine_requests")
-    return {name: float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE).group(1)) for name in names}  # type: ignore[union-attr]
+    found = dict(re.findall(r"^(\w+) (\S+)$", text, re.MULTILINE))
+    return {name: float(found[name]) for name in names}
 
 
 # --- a small cached Score over the socket ---------------------------------------------------------------------------
@@ -153,7 +183,7 @@ async def small_score() -> dict[str, Any]:
 async def ask(client: ServiceClient, supplies: bool) -> Scores:
     writer = FrameWriter()
     keys = writer.add_keys([bytes([number]) * KEY_BYTES for number in range(11)])
-    supplied = []
+    supplied: list[SuppliedEmbeddings | SuppliedTokens] = []
     if supplies:
         rows = [32, *([16] * 10)]
         values = array("f", (random.random() for _ in range(sum(rows) * 128)))

@@ -29,7 +29,13 @@ def make_checkpoint(directory: Path) -> None:
             }
         )
     )
-    metadata = {"query_token_id": "[unused0]", "doc_token_id": "[unused1]", "query_maxlen": 32, "doc_maxlen": 180, "dim": DIM}
+    metadata = {
+        "query_token_id": "[unused0]",
+        "doc_token_id": "[unused1]",
+        "query_maxlen": 32,
+        "doc_maxlen": 180,
+        "dim": DIM,
+    }
     (directory / "artifact.metadata").write_text(json.dumps(metadata))
     (directory / "tokenizer.json").write_text(json.dumps(_tokenizer()))
     save_file(_weights(), directory / "model.safetensors")
@@ -38,7 +44,15 @@ def make_checkpoint(directory: Path) -> None:
 def _tokenizer() -> dict[str, object]:
     pieces = [*SPECIAL, *(f"piece{number}" for number in range(VOCABULARY - len(SPECIAL)))]
     added = [
-        {"id": i, "content": s, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        {
+            "id": i,
+            "content": s,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for i, s in enumerate(SPECIAL)
     ]
     return {
@@ -46,7 +60,13 @@ def _tokenizer() -> dict[str, object]:
         "truncation": None,
         "padding": None,
         "added_tokens": added,
-        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
+        },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
         "decoder": None,

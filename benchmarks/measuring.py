@@ -1,5 +1,4 @@
-"""What every benchmark does the same way: interleaved runs, medians with their spread, and a result file that says where it is
-from."""
+"""What every benchmark does the same way: interleaved runs, medians with their spread, results that say whence they are."""
 
 from __future__ import annotations
 
@@ -17,8 +16,19 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "numpy", "pyzmq", "msgspec", "uvicorn", "uvloop", "httptools", "starlette", "tokenizers", "transformers",
-            "sentence-transformers")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "pyzmq",
+    "msgspec",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "starlette",
+    "tokenizers",
+    "transformers",
+    "sentence-transformers",
+)
 
 
 def parser(description: str, name: str) -> argparse.ArgumentParser:
@@ -33,7 +43,7 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
 def interleave(variants: Mapping[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
     """Seconds of each variant, `runs` times each, one after the other in turns: noise of the machine hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for name, run in variants.items():
+    for run in variants.values():
         run()  # warm
     for _ in range(runs):
         for name, run in variants.items():
