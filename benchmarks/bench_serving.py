@@ -149,7 +149,7 @@ def counters(server: Server) -> dict[str, float]:
 
 
 async def small_score() -> dict[str, Any]:
-    """One query of 32 rows and ten documents of 16 rows, d=128, named by keys: API server's client to worker and back."""
+    """One query of 32 rows and ten documents of 16 rows, d=128, named by keys: API server's client, worker and back."""
     directory = make_run_directory()
     address = f"ipc://{directory}/worker.sock"
     settings = WorkerSettings(address, str(directory / "worker.running"), dim=128, cache_bytes=64 * 2**20, threads=1)

@@ -1,4 +1,4 @@
-"""What every benchmark does the same way: interleaved runs, medians with their spread, results that say whence they are."""
+"""What every benchmark does alike: interleaved runs, medians with spread, results that say where they are from."""
 
 from __future__ import annotations
 

@@ -93,6 +93,7 @@ SHORT_QUERIES = ModelSpec(
         pytest.param(SPEC, "document", 4, 4, id="one-token-of-text"),
         pytest.param(SPEC, "query", 10, 32, id="fixed-expansion-has-its-own"),
         pytest.param(SHORT_QUERIES, "query", 10, 32, id="min-expansion-raises"),
+        pytest.param(SHORT_QUERIES, "query", 1, 32, id="min-expansion-raises-what-has-no-room-for-text"),
         pytest.param(SHORT_QUERIES, "query", 40, 40, id="min-expansion-above"),
         pytest.param(SHORT_QUERIES, "query", 100, 64, id="min-expansion-never-above-the-model"),
     ],
