@@ -111,7 +111,7 @@ class Call:
         query_inputs = self._read(body, "query", queries, query_names, lengths["query"], truncation)
         document_inputs = self._read(body, "document", documents, document_field, lengths["document"], truncation)
         texts = (value.text for value in (*query_inputs, *document_inputs) if isinstance(value, TextInput))
-        self._ticket.set_text_bytes(sum(map(len, texts)))
+        self._ticket.set_text_bytes(sum(map(_size, texts)))
         return RankingTask(
             queries=query_inputs,
             documents=document_inputs,
@@ -265,6 +265,11 @@ async def admitted(request: Request) -> AsyncIterator[Call]:
         yield Call(request, await read_body(request, limit, timeout, ticket.set_body_bytes), started, ticket)
     finally:
         ticket.release()
+
+
+def _size(text: str) -> int:
+    """Bytes in UTF-8, counted without making them where they are one to a character."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _embeddings_of(value: InputBody, name: str) -> EmbeddingsInput:
