@@ -47,8 +47,8 @@ def effective_limit(spec: ModelSpec, role: Role, wanted: int | None, special_tok
     text = spec.query if role == "query" else spec.document
     if wanted is None or text.expansion == "fixed":
         return text.max_length
-    if wanted <= special_tokens:
-        raise invalid(f"{field}: {wanted}, at least {special_tokens + 1}: special tokens count", field)
     if text.expansion == "min":
         wanted = max(wanted, text.expansion_length)
+    if wanted <= special_tokens:
+        raise invalid(f"{field}: {wanted}, at least {special_tokens + 1}: special tokens count", field)
     return min(wanted, text.max_length)
