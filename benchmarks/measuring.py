@@ -82,10 +82,15 @@ def percentile(values: list[float], share: float) -> float:
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
     """The result file: results, and where they are from."""
-    content = {"command": " ".join(["python", *sys.argv]), **_origin(), **results}
+    content = {"command": _command(), **_origin(), **results}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1, default=float) + "\n")
     print(json.dumps(results, indent=1, default=float))
+
+
+def _command() -> str:
+    """As a reader types it in the repository's root: a module's name in place of its file's absolute path."""
+    return " ".join(["python -m benchmarks." + Path(sys.argv[0]).stem, *sys.argv[1:]])
 
 
 def _origin() -> dict[str, Any]:

@@ -43,9 +43,33 @@ class Linear:
         return functional.gelu(product) if self._activation == "gelu" else product
 
 
+def multiply(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """rows @ weight.T, for a weight that is used a few times only: the same product, nothing packed.
+
+    Args:
+        rows: [n, in]
+        weight: [out, in], same dtype and device.
+
+    Returns:
+        [n, out]
+    """
+    if not _can_pack(weight):
+        return functional.linear(rows, weight)
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "none")
+    return product
+
+
 def _can_pack(weight: torch.Tensor) -> bool:
     # smaller dtypes go to oneDNN without our help
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and bool(torch._C._has_mkldnn)
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and _HAS_ONEDNN
+
+
+def _has_onednn() -> bool:
+    operators = ("_linear_pointwise", "_reorder_linear_weight")
+    return bool(torch._C._has_mkldnn) and all(hasattr(torch.ops.mkldnn, name) for name in operators)
+
+
+_HAS_ONEDNN = _has_onednn()  # the operators are private to torch: a torch without them takes the public way
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,10 @@ For each query, the documents' grains (16 rows) are gathered block by block into
 multiplied with the query in one matmul, and reduced 16 rows at a time; what is left is a maximum over each document's
 grains. The last grain of a document is padded with a row of its own, so nothing needs a mask.
 
-Measured (benchmarks/bench_scoring.py): gathering into the cache and multiplying there is as fast as multiplying in
-place where documents lie together, because the matmul reads memory worse than a copy does. Left: a matmul per document
-(40-47 % of the sgemm rate in place of 58-62 %), [Lq, rows] products (35 %), torch.cat of views (45-53 %),
-segment_reduce on rows.
+Gathering into the cache and multiplying there is as fast as multiplying in place where documents lie together, because
+the matmul reads memory worse than a copy does. The product is oneDNN's (`engine.linear.multiply`): twice as fast as
+`torch.mm` at these shapes on AMD's CPUs. Tried and slower: a matmul per document, [Lq, rows] products, torch.cat of
+views, segment_reduce on rows, huge pages for the arena. Shares of the sgemm rate: `python -m benchmarks.bench_scoring`.
 
 Bitwise independence (P4): a row's product does not depend on how many rows are multiplied with it, as long as their
 number is a multiple of 16 (`tests/scorer_worker/test_kernels.py` holds this against random batches), and a maximum has
@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import torch
 
+from engine.linear import multiply
 from scorer_worker.store import ROW_GRAIN
 
-BLOCK_ROWS = 4096  # gathered at a time: 2 MiB at 128 dimensions, 6 MiB at 384; more leaves the cache
+BLOCK_BYTES = 6 * 2**20  # gathered at a time: 12,288 rows of 128 floats, 4,096 of 384; more leaves the cache
+MAX_BLOCK_ROWS = 8192
 MAX_PRODUCT = 2**20  # elements of one product: long queries take smaller blocks
 
 
@@ -31,7 +33,8 @@ class TorchPacked:
         rows, dim = arena.shape
         self._grains = arena.view(rows // ROW_GRAIN, ROW_GRAIN * dim)
         self._dim = dim
-        self._scratch = torch.empty(BLOCK_ROWS // ROW_GRAIN, ROW_GRAIN * dim, dtype=arena.dtype, device=arena.device)
+        block = max(1, min(MAX_BLOCK_ROWS, BLOCK_BYTES // (dim * arena.element_size())) // ROW_GRAIN)
+        self._scratch = torch.empty(block, ROW_GRAIN * dim, dtype=arena.dtype, device=arena.device)
 
     def __call__(
         self,
@@ -72,13 +75,13 @@ class TorchPacked:
 
     def _grain_maxima(self, query: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """For each grain and query row the best similarity in the grain: [total, Lq] float32."""
-        transposed = query.float().T.contiguous()  # [dim, Lq]; halves are multiplied in fp32
+        query = query.float().contiguous()  # halves are multiplied in fp32
         num_rows = len(query)
         maxima = torch.empty(len(places), num_rows, device=query.device)
         block = max(1, min(len(self._scratch), MAX_PRODUCT // (num_rows * ROW_GRAIN)))
         for start in range(0, len(places), block):
             some = places[start : start + block]
             rows = torch.index_select(self._grains, 0, some, out=self._scratch[: len(some)])
-            product = torch.mm(rows.view(len(some) * ROW_GRAIN, self._dim).float(), transposed)  # [rows, Lq]
+            product = multiply(rows.view(-1, self._dim).float(), query)  # [rows, Lq]
             torch.amax(product.view(len(some), ROW_GRAIN, num_rows), 1, out=maxima[start : start + len(some)])
         return maxima

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from engine.linear import Linear
+from engine.linear import Linear, multiply
 
 IN, OUT = 48, 80
 
@@ -32,3 +32,13 @@ def test_linear_is_the_product(
     result = layer(rows)
     assert result.dtype == dtype
     torch.testing.assert_close(result.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("num_queries", [1, 5, 32, 300])
+@pytest.mark.parametrize("dim", [16, 96, 384])
+def test_multiply_is_the_product_and_a_row_does_not_depend_on_how_many_there_are(num_queries: int, dim: int) -> None:
+    rows, query = random(256, dim), random(num_queries, dim)
+    whole = multiply(rows, query)
+    torch.testing.assert_close(whole, rows @ query.T, atol=1e-4, rtol=1e-5)
+    for num_rows in (16, 48, 112):
+        assert torch.equal(multiply(rows[:num_rows], query), whole[:num_rows])
