@@ -30,17 +30,16 @@ class Scorer:
     def score(self, groups: Sequence[PairGroup]) -> list[float]:
         """Raw MaxSim of all pairs, group by group, in order. Entries must be filled and pinned."""
         queries = [self._rows[group.query.start : group.query.start + group.query.rows] for group in groups]
-        cu_seqlens_q = [0]
-        for query in queries:
-            cu_seqlens_q.append(cu_seqlens_q[-1] + len(query))
-        documents = [document for group in groups for document in group.documents]
-        counts = torch.tensor([len(group.documents) for group in groups])
+        cu_seqlens_q, cu_pairs = [0], [0]
+        for group in groups:
+            cu_seqlens_q.append(cu_seqlens_q[-1] + group.query.rows)
+            cu_pairs.append(cu_pairs[-1] + len(group.documents))
         scores = self._kernel(
             queries[0] if len(queries) == 1 else torch.cat(queries),
             cu_seqlens_q,
-            torch.tensor([document.start for document in documents]),
-            torch.tensor([document.rows for document in documents]),
-            torch.repeat_interleave(counts),
+            [document.start for group in groups for document in group.documents],
+            [document.rows for group in groups for document in group.documents],
+            cu_pairs,
         )
         result: list[float] = scores.tolist()
         return result

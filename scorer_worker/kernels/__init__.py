@@ -18,9 +18,9 @@ class Kernel(Protocol):
         self,
         q: torch.Tensor,
         cu_seqlens_q: list[int],
-        d_start: torch.Tensor,
-        d_rows: torch.Tensor,
-        pair_q: torch.Tensor,
+        d_start: list[int],
+        d_rows: list[int],
+        cu_pairs: list[int],
     ) -> torch.Tensor: ...
 
 

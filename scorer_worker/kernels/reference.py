@@ -20,19 +20,19 @@ class Reference:
         self,
         q: torch.Tensor,
         cu_seqlens_q: list[int],
-        d_start: torch.Tensor,
-        d_rows: torch.Tensor,
-        pair_q: torch.Tensor,
+        d_start: list[int],
+        d_rows: list[int],
+        cu_pairs: list[int],
     ) -> torch.Tensor:
         """MaxSim scores of packed queries against documents that lie anywhere in the arena.
 
-            score[j] = sum over s of  max over t of  <q[s], d[t]>     s: rows of query pair_q[j], t: rows of document j
+            score[j] = sum over s of  max over t of  <q[s], d[t]>     s: rows of pair j's query, t: rows of document j
 
         Args:
             q: [total_q_rows, dim], the arena's dtype and device.
             cu_seqlens_q: [num_queries + 1], first 0, last total_q_rows.
-            d_start, d_rows: [num_pairs] int64, first row and number of rows of each pair's document.
-            pair_q: [num_pairs] int64, ascending: the query of each pair.
+            d_start, d_rows: [num_pairs], first row and number of rows of each pair's document.
+            cu_pairs: [num_queries + 1], first 0, last num_pairs: pairs cu_pairs[i] to cu_pairs[i + 1] are query i's.
 
         Returns:
             [num_pairs] float32. A document without rows, or a query without rows, scores 0. The score of a pair is
@@ -40,12 +40,12 @@ class Reference:
 
         Source: Khattab & Zaharia 2020 (ColBERT), the MaxSim operator.
         """
-        scores = torch.zeros(len(pair_q))
-        pairs = zip(pair_q.tolist(), d_start.tolist(), d_rows.tolist(), strict=True)
-        for j, (query, start, rows) in enumerate(pairs):
+        scores = torch.zeros(len(d_start))
+        for query in range(len(cu_pairs) - 1):
             query_rows = q[cu_seqlens_q[query] : cu_seqlens_q[query + 1]].float()  # [Lq, dim]
-            document_rows = self._arena[start : start + rows].float()  # [Ld, dim]
-            if len(query_rows) and rows:
-                similarity = query_rows @ document_rows.T  # [Lq, Ld]
-                scores[j] = similarity.max(dim=1).values.sum()
+            for j in range(cu_pairs[query], cu_pairs[query + 1]):
+                document_rows = self._arena[d_start[j] : d_start[j] + d_rows[j]].float()  # [Ld, dim]
+                if len(query_rows) and len(document_rows):
+                    similarity = query_rows @ document_rows.T  # [Lq, Ld]
+                    scores[j] = similarity.max(dim=1).values.sum()
         return scores

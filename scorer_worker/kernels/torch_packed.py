@@ -23,6 +23,7 @@ from scorer_worker.store import ROW_GRAIN
 
 BLOCK_BYTES = 6 * 2**20  # gathered at a time: 12,288 rows of 128 floats, 4,096 of 384; more leaves the cache
 MAX_BLOCK_ROWS = 8192
+FEW_DOCUMENTS, FEW_PRODUCTS = 64, 2**15
 MAX_PRODUCT = 2**20  # elements of one product: long queries take smaller blocks
 
 
@@ -40,32 +41,57 @@ class TorchPacked:
         self,
         q: torch.Tensor,
         cu_seqlens_q: list[int],
-        d_start: torch.Tensor,
-        d_rows: torch.Tensor,
-        pair_q: torch.Tensor,
+        d_start: list[int],
+        d_rows: list[int],
+        cu_pairs: list[int],
     ) -> torch.Tensor:
         """See `Reference.__call__`."""
-        scores = torch.zeros(len(pair_q), device=q.device)
-        num_grains = (d_rows + ROW_GRAIN - 1) // ROW_GRAIN
-        pairs_of = torch.bincount(pair_q, minlength=len(cu_seqlens_q) - 1).tolist()
-        first = 0
-        for query, count in enumerate(pairs_of):
-            pairs = slice(first, first + count)
-            rows = slice(cu_seqlens_q[query], cu_seqlens_q[query + 1])
-            if count and rows.stop > rows.start:
-                scores[pairs] = self._score_one_query(q[rows], d_start[pairs], num_grains[pairs])
-            first += count
-        return scores
+        if len(cu_pairs) == 2:
+            return self._score_one_query(q, d_start, d_rows)
+        scores = [torch.empty(0, device=q.device)]
+        for query in range(len(cu_pairs) - 1):
+            pairs = slice(cu_pairs[query], cu_pairs[query + 1])
+            rows = q[cu_seqlens_q[query] : cu_seqlens_q[query + 1]]
+            scores.append(self._score_one_query(rows, d_start[pairs], d_rows[pairs]))
+        return torch.cat(scores)
 
-    def _score_one_query(self, query: torch.Tensor, d_start: torch.Tensor, num_grains: torch.Tensor) -> torch.Tensor:
+    def _score_one_query(self, query: torch.Tensor, d_start: list[int], d_rows: list[int]) -> torch.Tensor:
         """[Lq, dim], [n], [n] -> [n] float32."""
+        if not len(query) or not d_start:
+            return torch.zeros(len(d_start), device=query.device)
+        scores = self._score_few(query, d_start, d_rows) if len(d_start) <= FEW_DOCUMENTS else None
+        return self._score_many(query, d_start, d_rows) if scores is None else scores
+
+    def _score_few(self, query: torch.Tensor, d_start: list[int], d_rows: list[int]) -> torch.Tensor | None:
+        """A small call is all overhead: one gather, one product, no index arithmetic in tensors. 41 against 93 us for
+        ten documents of 16 rows.
+
+        Every document is read as long as the longest, by reading its last grain again; None if that is too much.
+        """
+        most = (max(d_rows) + ROW_GRAIN - 1) // ROW_GRAIN
+        total = most * len(d_rows)
+        if not min(d_rows) or total > len(self._scratch) or total * ROW_GRAIN * len(query) > FEW_PRODUCTS:
+            return None
+        places: list[int] = []
+        for start, rows in zip(d_start, d_rows, strict=True):
+            first, last = start // ROW_GRAIN, (start + rows - 1) // ROW_GRAIN
+            places += range(first, last + 1)
+            places += [last] * (most - (last + 1 - first))
+        gathered = torch.index_select(self._grains, 0, torch.tensor(places), out=self._scratch[:total])
+        product = multiply(gathered.view(-1, self._dim).float(), query.float())
+        return product.view(len(d_rows), most * ROW_GRAIN, len(query)).amax(1).sum(1)
+
+    def _score_many(self, query: torch.Tensor, d_start: list[int], d_rows: list[int]) -> torch.Tensor:
+        """[Lq, dim], [n], [n] -> [n] float32."""
+        first = torch.tensor(d_start, device=query.device) // ROW_GRAIN
+        num_grains = (torch.tensor(d_rows, device=query.device) + (ROW_GRAIN - 1)) // ROW_GRAIN
         ends = torch.cumsum(num_grains, 0)  # [n]
         total = int(ends[-1])
         if not total:
             return torch.zeros(len(num_grains), device=query.device)
-        # grain g of document j lies at d_start[j] / 16 + g
+        # grain g of document j lies at first[j] + g
         documents = torch.repeat_interleave(num_grains, output_size=total)  # [total]: the document of each grain
-        shift = d_start // ROW_GRAIN - (ends - num_grains)
+        shift = first - (ends - num_grains)
         places = torch.arange(total, device=query.device) + shift[documents]
         maxima = self._grain_maxima(query, places)  # [total, Lq]
         best = maxima.new_full((len(num_grains), len(query)), float("-inf"))
