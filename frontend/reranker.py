@@ -284,14 +284,18 @@ class _Ranking:
 
     async def _build_score(self, part: _Part) -> tuple[Score, FrameWriter, list[int]]:
         """The message, its frames, and which text stands at each position of its key frame."""
-        pairs = [self._pair(position) for position in part.pairs]
-        queries = list(dict.fromkeys(query for query, _ in pairs))
-        documents = list(dict.fromkeys(document for _, document in pairs))
+        if self._task.pairs is None:
+            pairs, queries = [], [0]
+            documents = [1 + position for position in part.pairs]
+        else:
+            pairs = [self._pair(position) for position in part.pairs]
+            queries = list(dict.fromkeys([query for query, _ in pairs]))
+            documents = list(dict.fromkeys([document for _, document in pairs]))
         order = queries + documents
         writer = FrameWriter()
         keys = writer.add_keys([self._keys[text] for text in order])
         pairs_ref = None
-        if len(queries) > 1 or len(documents) != len(pairs):
+        if self._task.pairs is not None and (len(queries) > 1 or len(documents) != len(pairs)):
             place_q = {text: place for place, text in enumerate(queries)}
             place_d = {text: place for place, text in enumerate(documents)}
             flat = array("i", (place for q, d in pairs for place in (place_q[q], place_d[d])))
@@ -321,9 +325,12 @@ class _Ranking:
         else:
             for position, score in zip(part.pairs, scores, strict=True):
                 self._scores[position] = score
-        for place, text in enumerate(order):
-            self._rows[text] = rows[place]
-            self._prompt_tokens[text] = prompt_tokens[place]
+        if len(order) == len(self._texts) and order == sorted(order):
+            self._rows, self._prompt_tokens = rows.tolist(), prompt_tokens.tolist()
+        else:
+            for place, text in enumerate(order):
+                self._rows[text] = rows[place]
+                self._prompt_tokens[text] = prompt_tokens[place]
         self._timings.score += answer.score_us / 1e6
         self._timings.queue += answer.queue_us / 1e6
 
@@ -492,6 +499,8 @@ class _Ranking:
         small message.
         """
         limit = service.ready.limits.max_job_rows
+        if not supply and len(self._texts) * self._longest <= limit:
+            return [_Part(pairs)]  # what is asked for again and again costs nothing for each document here
         named = [p for p in pairs if self._pair(p)[1] not in supply] if supply else pairs
         carried = [p for p in pairs if self._pair(p)[1] in supply] if supply else []
         return [*self._cut(named, supply, limit), *self._cut(carried, supply, limit)]
@@ -518,6 +527,14 @@ class _Ranking:
         if current:
             parts.append(_Part(current, seen & supply))
         return parts
+
+    @property
+    def _longest(self) -> int:
+        """The most rows that a text can become."""
+        spec = self._reranker.spec
+        if spec is None:
+            return 0
+        return max(max(role.max_length, role.expansion_length) for role in (spec.query, spec.document))
 
     def _max_rows(self, text: int) -> int:
         """An upper bound of the rows of a text: exact once it is tokenised."""
