@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import random
 import re
 import shutil
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+import zmq
 
 from benchmarks.large_vocabulary import make_checkpoint
 from benchmarks.measuring import parser, percentile, spread, write
@@ -77,7 +79,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     with Server("--api-server-count", "1", "--expose-timings", "--request-timeout", "300") as server:
         results["cached_rerank"] = cached_rerank(server, choose, options.runs)
-    results["small_cached_score"] = asyncio_run(small_score())
+    results["small_cached_score"] = {**asyncio_run(small_score()), "bare_zeromq": bare_round_trips()}
     with Server("--api-server-count", "4") as server:
         results["connections_of_8"] = even_connections(server)
         results["api_server_memory_mib"] = memory_under_load(server, choose)
@@ -203,6 +205,57 @@ async def ask(client: ServiceClient, supplies: bool) -> Scores:
 
 def asyncio_run(work: Any) -> Any:
     return uvloop.run(work)
+
+
+def bare_round_trips() -> dict[str, float]:
+    """What ZeroMQ and this machine's scheduler take alone: the same frames there and back, nobody looks at them."""
+    directory = make_run_directory()
+    process = multiprocessing.get_context("spawn").Process(target=_echo, args=(f"ipc://{directory}/echo",), daemon=True)
+    process.start()
+    try:
+        seconds: list[float] = asyncio_run(_ask_echo(f"ipc://{directory}/echo"))[200:]
+        return {"p50_us": percentile(seconds, 0.5) * 1e6, "p99_us": percentile(seconds, 0.99) * 1e6}
+    finally:
+        process.terminate()
+        process.join()
+        remove_run_directory(directory)
+
+
+def _echo(address: str) -> None:
+    socket = zmq.Context().socket(zmq.ROUTER)
+    socket.bind(address)
+    while True:
+        socket.poll()
+        identity, *_ = socket.recv_multipart()
+        socket.send_multipart([identity, bytes(60), bytes(40), bytes(44), bytes(44)])
+
+
+async def _ask_echo(address: str) -> list[float]:
+    loop = asyncio.get_running_loop()
+    socket = zmq.Context().socket(zmq.DEALER)
+    socket.connect(address)
+    answer: asyncio.Future[list[bytes]] = loop.create_future()
+
+    def take() -> None:
+        try:
+            answer.set_result(socket.recv_multipart(zmq.NOBLOCK))
+        except zmq.Again:
+            return
+
+    descriptor = int(socket.getsockopt(zmq.FD))
+    loop.add_reader(descriptor, take)
+    seconds = []
+    for _ in range(ROUND_TRIPS):
+        answer = loop.create_future()
+        started = time.perf_counter()
+        socket.send_multipart([bytes(60), bytes(176)])
+        if int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # a send may have swallowed the edge
+            take()
+        await answer
+        seconds.append(time.perf_counter() - started)
+    loop.remove_reader(descriptor)
+    socket.close(0)
+    return seconds
 
 
 # --- connections and memory -----------------------------------------------------------------------------------------

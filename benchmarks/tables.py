@@ -1,0 +1,96 @@
+"""docs/numbers.md, written from the result files: `python -m benchmarks.tables > docs/numbers.md`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.measuring import RESULTS
+
+VARIANTS = {
+    "ours_scattered": "maxsimd, documents scattered in the store",
+    "ours_together": "maxsimd, documents together",
+    "pages_of_16_rows": "pages of 16 rows",
+    "matmul_per_document": "a matmul per document",
+    "cat_and_segment_reduce": "torch.cat, segment_reduce",
+    "padded_like_vllm": "padded, as vLLM's PR 35330",
+}
+
+
+def page() -> str:
+    """The whole page, in markdown."""
+    sections = [_scoring(_read("scoring-cpu")), _serving(_read("serving-cpu")), _encoder(_read("encoder-cpu"))]
+    head = "# Numbers\n\nGenerated from `benchmarks/results/` by `python -m benchmarks.tables`. Medians.\n"
+    return "\n".join([head, *sections])
+
+
+def _scoring(results: dict[str, Any]) -> str:
+    rows = []
+    for dim in (128, 384):
+        part = results[f"dim_{dim}"]
+        for name, label in VARIANTS.items():
+            variant = part["variants"][name]
+            times = variant["ms"]["median"] / part["variants"]["ours_scattered"]["ms"]["median"]
+            share = f"{variant['share_of_sgemm']:.0%}"
+            rows.append([str(dim), label, f"{variant['ms']['median']:.1f}", share, f"{times:.1f}"])
+    title = "MaxSim: a query of 32 rows against 1000 cached documents of about 180 rows"
+    return _section(title, results, ["dim", "how", "ms", "of the sgemm rate", "times ours"], rows)
+
+
+def _serving(results: dict[str, Any]) -> str:
+    cached, small = results["cached_rerank"], results["small_cached_score"]
+    idle, large = results["api_server_memory_mib"], results["api_server_memory_mib_250k_vocabulary"]
+    outside = cached["outside_maxsim_ms"]
+    rows = [
+        ["outside MaxSim, documents returned", f"{outside['with_documents']['median']:.1f} ms"],
+        ["outside MaxSim, return_documents false", f"{outside['without_documents']['median']:.1f} ms"],
+        ["of that, IPC and worker", f"{cached['ipc_and_worker_ms']['median']:.1f} ms"],
+        ["MaxSim itself (dim 384)", f"{cached['maxsim_ms']['median']:.1f} ms"],
+        ["tokens encoded, texts tokenised meanwhile", f"{sum(cached['tokenised_or_encoded'].values()):.0f}"],
+        ["a small cached Score, there and back: p50, p99", f"{small['p50_us']:.0f}, {small['p99_us']:.0f} us"],
+        [
+            "the same frames through bare ZeroMQ: p50, p99",
+            f"{small['bare_zeromq']['p50_us']:.0f}, {small['bare_zeromq']['p99_us']:.0f} us",
+        ],
+        ["8 connections over 4 API servers", "/".join(map(str, results["connections_of_8"]))],
+        ["an API server's memory, idle", f"{max(idle['idle']):.0f} MiB"],
+        ["more of it under load, at most", f"{max(idle['more_under_load']):.0f} MiB"],
+        ["idle, with a vocabulary of 250,000", f"{max(large['idle']):.0f} MiB"],
+    ]
+    return _section("Serving: the same 1000 documents of 180 tokens again, over HTTP", results, ["what", "value"], rows)
+
+
+def _encoder(results: dict[str, Any]) -> str:
+    rows = [
+        [
+            side["name"],
+            f"{side['median_seconds']:.2f}",
+            f"{side['min_seconds']:.2f} to {side['max_seconds']:.2f}",
+            f"{side['times_ours']:.2f}",
+        ]
+        for side in results["sides"]
+    ]
+    title = f"Encoding: {results['documents']} ragged documents, {results['tokens']} tokens, tokenising included"
+    return _section(title, results, ["how", "s", "spread", "times ours"], rows)
+
+
+def _section(title: str, results: dict[str, Any], head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    machine = results["machine"]
+    origin = f"`{results['command']}`, commit {results['commit'][:7]}, {machine.get('cpu') or machine['processor']}"
+    lines = [f"## {title}", "", f"{origin}, {machine['cores']} cores.", "", _row(head), _row(["---"] * len(head))]
+    return "\n".join([*lines, *map(_row, rows), ""])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return content
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
