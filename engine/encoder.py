@@ -25,6 +25,11 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 _DTYPES = {"auto": torch.float32, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+def dtype_named(name: str) -> torch.dtype:
+    """What `--dtype` of this name computes in, on a CPU."""
+    return _DTYPES[name]
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedTexts:
     """The scored rows of a batch, one text after the other."""

@@ -6,9 +6,10 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from frontend.config import ServeConfig, build_config, options
-from frontend.options import ConfigError, ManualParser, add_options, read
+from frontend.options import ConfigError, ManualParser, NamedOption, add_options, read
 from frontend.version import VERSION
 from ipc.child import EXIT_USAGE
 
@@ -37,14 +38,30 @@ exit codes:
   0 stopped as asked    1 could not start or go on    2 a setting is wrong
 """
 
+CHECK_DESCRIPTION = """\
+Load a model, print what a query and a document become, token by token, and compare the scores
+of its fast path with those of a plain one.
+"""
+CHECK_EPILOG = """\
+exit codes:
+  0 it can be served    1 it computes other scores than it should    2 it cannot be loaded
+"""
+CHECK_FIELDS = ("model", "query_length", "document_length", "dtype")
+
+Command = Literal["serve", "check"]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. A wrong setting is one line on stderr and exit code 2."""
     try:
-        config = parse_command_line(sys.argv[1:] if argv is None else argv, os.environ)
+        command, config = parse_command(sys.argv[1:] if argv is None else argv, os.environ)
     except ConfigError as error:
         sys.stderr.write(f"maxsimd: {error}\n")
         return EXIT_USAGE
+    if command == "check":
+        from frontend import check
+
+        return check.run(config)
     if config.is_open:
         sys.stderr.write(
             f"maxsimd: warning: anybody who reaches {config.host} can use this server: no --api-key is set\n"
@@ -54,22 +71,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return launcher.run(config)
 
 
-def parse_command_line(argv: Sequence[str], environment: Mapping[str, str]) -> ServeConfig:
-    """The settings of `maxsimd serve` from its arguments and the environment.
+def parse_command(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Command, ServeConfig]:
+    """The command and its settings, from the arguments and the environment. `check` has some of those of `serve`.
 
     Raises:
         ConfigError: a setting is wrong; the text names the flag or variable and the rule.
         SystemExit: --help or --version were asked for, and printed.
     """
     arguments = build_parser().parse_args(argv)
-    return build_config(read(options(), arguments, environment))
+    command: Command = arguments.command
+    return command, build_config(read(_options_of(command), arguments, environment))
+
+
+def parse_command_line(argv: Sequence[str], environment: Mapping[str, str]) -> ServeConfig:
+    """The settings alone; see `parse_command`."""
+    return parse_command(argv, environment)[1]
+
+
+def _options_of(command: Command) -> list[NamedOption]:
+    return [named for named in options() if command == "serve" or named.field in CHECK_FIELDS]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line, and so its manual."""
     parser = ManualParser(prog="maxsimd", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"maxsimd {VERSION}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
     serve = commands.add_parser(
         "serve",
         help="serve rerank and score requests over HTTP (maxsimd serve --help lists the options)",
@@ -79,7 +106,17 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_options(serve, options())
+    add_options(serve, _options_of("serve"))
+    check = commands.add_parser(
+        "check",
+        help="load a model, show what it makes of texts, and check what it computes",
+        description=CHECK_DESCRIPTION,
+        epilog=CHECK_EPILOG,
+        usage="maxsimd check [MODEL] [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_options(check, _options_of("check"))
     return parser
 
 

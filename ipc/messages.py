@@ -106,7 +106,7 @@ class ModelSpec(Record, frozen=True):
     query: TextSpec
     document: TextSpec
     similarity: Literal["maxsim", "meanmaxsim"] = "maxsim"
-    format: str = ""  # what it was loaded from, for people: "sentence-transformers", "stanford-colbert", ...
+    format: str = ""  # what it was loaded from, for people: "Stanford ColBERT", "PyLate", ...
 
 
 # --- to a service ---------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from engine.encoder import Encoder
 from engine.model_spec import LoadedModel, load_model
 from engine.packing import PackedTexts
+from engine.plain_bert import PlainEncoder
+from engine.self_check import run_self_check
 from frontend.tokenizer import StatelessTokenizer
 from ipc.messages import Role, TextSpec
 from ipc.settings import ModelSettings
@@ -160,6 +162,23 @@ def test_embeddings_are_the_references(pair: Pair, role: Role) -> None:
     assert [rows.shape for rows in pair.ours[role]] == [rows.shape for rows in pair.theirs[role]]
     for mine, theirs in zip(pair.ours[role], pair.theirs[role], strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_the_plain_encoder_s_embeddings_are_the_references(pair: Pair, role: Role) -> None:
+    """What the self-check compares the fast path with is itself right."""
+    plain, packed = PlainEncoder(pair.model), pair.packed[role]
+    for theirs, ids, extra in zip(
+        pair.theirs[role], torch.split(torch.tensor(packed.token_ids), list(packed.lengths)), packed.expansion,
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(plain.encode(role, ids.tolist(), extra), theirs, atol=1e-4, rtol=0)
+
+
+def test_self_check_passes(pair: Pair) -> None:
+    result = run_self_check(pair.model, Encoder.load(pair.model, "cpu", "auto", torch.get_num_threads()))
+    assert result.pairs == 24
+    assert result.largest_difference <= result.tolerance
 
 
 def test_scores_are_the_references(pair: Pair) -> None:

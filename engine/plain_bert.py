@@ -1,0 +1,92 @@
+"""BERT, slow and obviously right: what the fast path is checked against at run time.
+
+One text at a time, every operation written out as in the paper: no packing, no fused attention, no prepared weights.
+It shares with the fast path nothing but the weights. Float32 throughout.
+
+Source: Devlin et al. 2019 (BERT); Khattab & Zaharia 2020 (ColBERT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from engine.checkpoint import load_bert_weights, load_projection
+from engine.model_spec import LoadedModel
+from ipc.messages import Role
+
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "identity": lambda rows: rows,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "gelu": lambda rows: rows * 0.5 * (1 + torch.erf(rows / 2**0.5)),
+}
+
+
+class PlainEncoder:
+    """One text's ids in, its token embeddings out.
+
+    Raises:
+        ModelError: weights are missing or have another shape than the configuration says.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._weights = load_bert_weights(model.weights, model.config, torch.float32)
+        self._projections = [
+            (*load_projection(projection, torch.float32), _ACTIVATIONS[projection.activation])
+            for projection in model.projections
+        ]
+
+    def encode(self, role: Role, token_ids: Sequence[int], expansion: int) -> torch.Tensor:
+        """[rows, dim]; tokens on the skip list have no row.
+
+        Args:
+            expansion: how many of the last ids are expansion rows.
+        """
+        spec = self._model.spec.query if role == "query" else self._model.spec.document
+        attended = torch.ones(len(token_ids), dtype=torch.bool)
+        if expansion and not spec.attend_expansion:
+            attended[-expansion:] = False
+        rows = self._hidden(torch.tensor(token_ids), attended)
+        for weight, bias, activation in self._projections:
+            rows = rows @ weight.T
+            rows = activation(rows if bias is None else rows + bias)
+        rows = rows / rows.pow(2).sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+        skipped = set(spec.skip_token_ids)
+        return rows[[place for place, token_id in enumerate(token_ids) if token_id not in skipped]]
+
+    def _hidden(self, token_ids: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        words, positions, token_types = (
+            self._weights[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
+        )
+        hidden = words[token_ids] + positions[: len(token_ids)] + token_types[0]
+        hidden = self._normalise(hidden, "embeddings.LayerNorm")
+        for number in range(self._model.config.num_hidden_layers):
+            layer = f"encoder.layer.{number}"
+            context = self._linear(self._attend(hidden, layer, attended), f"{layer}.attention.output.dense")
+            hidden = self._normalise(hidden + context, f"{layer}.attention.output.LayerNorm")
+            inner = _ACTIVATIONS["gelu"](self._linear(hidden, f"{layer}.intermediate.dense"))
+            hidden = self._normalise(hidden + self._linear(inner, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
+        return hidden
+
+    def _attend(self, hidden: torch.Tensor, layer: str, attended: torch.Tensor) -> torch.Tensor:
+        """Softmax attention, [length, hidden] -> the same; rows that are not attended get no weight."""
+        heads = self._model.config.num_attention_heads
+        q, k, v = (
+            self._linear(hidden, f"{layer}.attention.self.{name}").view(len(hidden), heads, -1).transpose(0, 1)
+            for name in ("query", "key", "value")
+        )
+        logits = q @ k.transpose(1, 2) / q.shape[2] ** 0.5  # [heads, length, length]
+        weights = logits.masked_fill(~attended, float("-inf")).softmax(2)
+        context: torch.Tensor = (weights @ v).transpose(0, 1).flatten(1)
+        return context
+
+    def _linear(self, rows: torch.Tensor, name: str) -> torch.Tensor:
+        return rows @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"]
+
+    def _normalise(self, rows: torch.Tensor, name: str) -> torch.Tensor:
+        centred = rows - rows.mean(1, keepdim=True)
+        scaled = centred / (centred.pow(2).mean(1, keepdim=True) + self._model.config.layer_norm_eps).sqrt()
+        return scaled * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]

@@ -1,0 +1,82 @@
+"""The self-check finds a fast path that computes something else; `maxsimd check` says so with its exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.encoder import Encoder
+from engine.model_spec import load_model
+from engine.self_check import run_self_check
+from frontend.check import describe
+from ipc.check_report import CheckReport
+from ipc.settings import ModelSettings
+from tests.engine.checkpoints import change_json, write_stanford
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize("value", [0.99, float("nan")])
+def test_a_wrong_fast_path_is_found(tmp_path: Path, value: float) -> None:
+    model = load_model(ModelSettings(model=str(write_stanford(tmp_path / "model"))))
+    encoder = Encoder.load(model, "cpu", "auto", torch.get_num_threads())
+    encode = encoder.encode
+
+    def encode_wrongly(texts):  # type: ignore[no-untyped-def]
+        result = encode(texts)
+        result.embeddings[0] *= value
+        return result
+
+    encoder.encode = encode_wrongly  # type: ignore[method-assign]
+    result = run_self_check(model, encoder)
+    assert not result.largest_difference <= result.tolerance
+
+
+def check(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "frontend.cli", "check", *argv],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_check_shows_what_texts_become(tmp_path: Path) -> None:
+    result = check(str(write_stanford(tmp_path / "model")))
+    assert result.returncode == 0, result.stderr
+    assert "format       Stanford ColBERT" in result.stdout
+    assert "expanded to 16, scored, not attended to; nothing skipped" in result.stdout
+    assert "  [CLS] [unused0] which animal has three hearts ? [SEP] " + " ".join(["[MASK]"] * 7) + "\n" in result.stdout
+    assert "[CLS] [unused1] an octopus has three hearts (,) and its blood is blue (.) [SEP]" in result.stdout
+    assert "self-check   passed: 24 scores" in result.stdout
+
+
+def test_check_of_what_is_no_model_is_one_line(tmp_path: Path) -> None:
+    result = check(str(tmp_path))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[1:] == [
+        f"maxsimd: {tmp_path / 'config.json'}: not there; not a checkpoint, or not downloaded whole"
+    ]
+
+
+def test_check_of_a_wrong_dim_names_file_and_key(tmp_path: Path) -> None:
+    directory = write_stanford(tmp_path / "model")
+    change_json(directory / "artifact.metadata", dim=9)
+    result = check(str(directory))
+    assert result.returncode == 2
+    assert "artifact.metadata" in result.stderr and "dim" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_failed_check_is_shown_as_one(tmp_path: Path) -> None:
+    model = load_model(ModelSettings(model=str(write_stanford(tmp_path / "model"))))
+    report = CheckReport(model.spec, model.tokenizer_json, "", model.fingerprint, "", 24, float("nan"), 1e-3, 0.1)
+    assert not report.passes
+    assert "self-check   FAILED" in describe(report)
