@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 OUTSTANDING_BYTES = 256 * 2**20  # of embeddings on their way from all API servers together
 OUTSTANDING_TOKENS = 2**20  # for a hosted encoder
 
+BUSY_POLL_SECONDS = 0.0004  # a client's own work between an answer and its next request, and the way there
 BATCH_WORK = 4 * 10**9  # multiply-adds in one launch: about 0.1 s of two cores
 SLICE_WORK = 10**9  # of one client's turn
 
@@ -78,7 +79,11 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     longest_batch = _warm_up(arena, scorer)
     encoder = _host_encoder(child, settings, model, arena) if settings.hosts_encoder and model is not None else None
     endpoint = Endpoint(
-        settings.address, _describe(arena, model, dim, encoder), lambda: worker.statistics(), time.monotonic
+        settings.address,
+        _describe(arena, model, dim, encoder),
+        lambda: worker.statistics(),
+        time.monotonic,
+        BUSY_POLL_SECONDS,
     )
     endpoint.watch(child.lifeline)
     if encoder is not None:

@@ -81,7 +81,9 @@ class RunningService:
         assert self._started.wait(LIMIT)
 
     def _run(self) -> None:
-        endpoint = Endpoint(self._address, self._description, lambda: {"events": len(self.events)}, time.monotonic)
+        endpoint = Endpoint(
+            self._address, self._description, lambda: {"events": len(self.events)}, time.monotonic, 0.0004
+        )
         self.endpoint = endpoint
         self._started.set()
         while not self._stopping.is_set():
