@@ -39,7 +39,7 @@ class EncodedTexts:
 
 
 class Encoder:
-    """Encoder, projections, normalisation and skip list of one model, in the order of its reference (docs: fidelity).
+    """Encoder, projections, normalisation and skip list of one model, in the order of its reference (docs/models.md).
 
     Args:
         model: whose weights are read.

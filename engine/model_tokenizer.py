@@ -21,7 +21,7 @@ _NORMALIZER_KEYS = {
 
 
 class ModelTokenizer:
-    """tokenizer.json without truncation and padding: as state of a shared object they are races (docs: fidelity).
+    """tokenizer.json without truncation and padding: as state of a shared object they are races (docs/models.md).
 
     Raises:
         ModelError: there is none, or it says other things than tokenizer_config.json (the reference follows that one).
