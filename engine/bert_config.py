@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from engine.model_files import ModelError, ModelFiles
@@ -33,6 +35,8 @@ def read_bert_config(files: ModelFiles, folder: str = "") -> BertConfig:
     raw = files.read_json(f"{folder}/config.json" if folder else "config.json")
     if raw.values.get("model_type") != "bert":
         raise raw.error("model_type", "'bert': this version serves the BERT family only")
+    if raw.values.get("auto_map"):  # the checkpoint's own code computes something that its config does not say
+        raise raw.error("auto_map", "none: code that comes with a model is never run")
     for key, expected in EXPECTED.items():
         if raw.values.get(key, expected) != expected:
             raise raw.error(key, repr(expected))
@@ -41,7 +45,10 @@ def read_bert_config(files: ModelFiles, folder: str = "") -> BertConfig:
     except msgspec.ValidationError as error:
         raise ModelError(f"{raw.path}: {error}") from None
     for field in msgspec.structs.fields(BertConfig):
-        if getattr(config, field.name) <= 0:
+        value = getattr(config, field.name)
+        if not math.isfinite(value):
+            raise raw.error(field.name, "a finite number")
+        if value <= 0:
             raise raw.error(field.name, "a number above 0")
     if config.hidden_size % config.num_attention_heads:
         raise raw.error("num_attention_heads", f"a divisor of hidden_size, which is {config.hidden_size}")

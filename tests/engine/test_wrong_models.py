@@ -118,6 +118,11 @@ WRONG_STANFORD: dict[str, tuple[Change, str]] = {
     "other-activation": (config(hidden_act="gelu_new"), "config.json: hidden_act is 'gelu_new', expected 'gelu'"),
     "other-positions": (config(position_embedding_type="relative_key"), "position_embedding_type is 'relative_key'"),
     "decoder": (config(is_decoder=True), "config.json: is_decoder is True, expected False"),
+    "remote-code": (
+        config(auto_map={"AutoModel": "modeling.Mine"}),
+        "auto_map is {'AutoModel': 'modeling.Mine'}, expected none",
+    ),
+    "layer-norm-not-finite": (config(layer_norm_eps=float("inf")), "layer_norm_eps is inf, expected a finite number"),
     "config-of-wrong-type": (config(hidden_size="32"), "config.json: Expected `int`, got `str` - at `$.hidden_size`"),
     "config-not-positive": (config(num_attention_heads=0), "num_attention_heads is 0, expected a number above 0"),
     "heads-do-not-divide": (
