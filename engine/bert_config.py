@@ -46,7 +46,7 @@ def read_bert_config(files: ModelFiles, folder: str = "") -> BertConfig:
         raise ModelError(f"{raw.path}: {error}") from None
     for field in msgspec.structs.fields(BertConfig):
         value = getattr(config, field.name)
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise raw.error(field.name, "a finite number")
         if value <= 0:
             raise raw.error(field.name, "a number above 0")

@@ -18,7 +18,6 @@ class CheckReport(msgspec.Struct, frozen=True, tag=True):
     pairs: int
     largest_difference: float  # of a MaxSim score
     tolerance: float  # largest_difference / tolerance is at most 1 where the check passes
-    seconds: float  # to load the weights
 
     @property
     def passes(self) -> bool:

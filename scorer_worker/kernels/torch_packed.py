@@ -23,7 +23,7 @@ from scorer_worker.store import ROW_GRAIN
 
 BLOCK_BYTES = 6 * 2**20  # gathered at a time: 12,288 rows of 128 floats, 4,096 of 384; more leaves the cache
 MAX_BLOCK_ROWS = 8192
-FEW_DOCUMENTS, FEW_PRODUCTS = 64, 2**15
+FEW_DOCUMENTS, FEW_PRODUCTS = 64, 2**15  # what counts as a small call, and the elements of its product
 MAX_PRODUCT = 2**20  # elements of one product: long queries take smaller blocks
 
 
@@ -77,7 +77,8 @@ class TorchPacked:
             first, last = start // ROW_GRAIN, (start + rows - 1) // ROW_GRAIN
             places += range(first, last + 1)
             places += [last] * (most - (last + 1 - first))
-        gathered = torch.index_select(self._grains, 0, torch.tensor(places), out=self._scratch[:total])
+        some = torch.tensor(places, device=query.device)
+        gathered = torch.index_select(self._grains, 0, some, out=self._scratch[:total])
         product = multiply(gathered.view(-1, self._dim).float(), query.float())
         return product.view(len(d_rows), most * ROW_GRAIN, len(query)).amax(1).sum(1)
 

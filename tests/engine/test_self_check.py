@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.encoder import Encoder
+from engine.encoder import EncodedTexts, Encoder
 from engine.model_spec import load_model
+from engine.packing import PackedTexts
 from engine.self_check import run_self_check
 from frontend.check import describe
 from ipc.check_report import CheckReport
@@ -22,17 +23,17 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize("value", [0.99, float("nan")])
-def test_a_wrong_fast_path_is_found(tmp_path: Path, value: float) -> None:
+def test_a_wrong_fast_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     model = load_model(ModelSettings(model=str(write_stanford(tmp_path / "model"))))
     encoder = Encoder.load(model, "cpu", "auto", torch.get_num_threads())
     encode = encoder.encode
 
-    def encode_wrongly(texts):  # type: ignore[no-untyped-def]
+    def encode_wrongly(texts: PackedTexts) -> EncodedTexts:
         result = encode(texts)
         result.embeddings[0] *= value
         return result
 
-    encoder.encode = encode_wrongly  # type: ignore[method-assign]
+    monkeypatch.setattr(encoder, "encode", encode_wrongly)
     result = run_self_check(model, encoder)
     assert not result.largest_difference <= result.tolerance
 
@@ -77,6 +78,6 @@ def test_check_of_a_wrong_dim_names_file_and_key(tmp_path: Path) -> None:
 
 def test_a_failed_check_is_shown_as_one(tmp_path: Path) -> None:
     model = load_model(ModelSettings(model=str(write_stanford(tmp_path / "model"))))
-    report = CheckReport(model.spec, model.tokenizer_json, "", model.fingerprint, "", 24, float("nan"), 1e-3, 0.1)
+    report = CheckReport(model.spec, model.tokenizer_json, "", model.fingerprint, "", 24, float("nan"), 1e-3)
     assert not report.passes
     assert "self-check   FAILED" in describe(report)
