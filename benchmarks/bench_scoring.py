@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import interleave, parser, spread, timed, write
+from engine.linear import Linear, multiply
 from scorer_worker.arena import Arena
 from scorer_worker.scorer import PairGroup, Scorer
 from scorer_worker.store import Entry, NewEntry
@@ -61,11 +62,18 @@ def measure(dim: int, runs: int, seed: int) -> dict[str, Any]:
     for name, variant in variants.items():
         error = (torch.as_tensor(variant()) - expected).abs().max().item()
         assert error < 1e-4, f"{name}: off by {error}"
+    packed = Linear(right, None)
     seconds = interleave(
-        {"sgemm": timed(lambda: torch.mm(left, right, out=product)), **{n: timed(v) for n, v in variants.items()}}, runs
+        {
+            "sgemm_mkl": timed(lambda: torch.mm(left, right, out=product)),
+            "sgemm_onednn": timed(lambda: packed(left)),
+            **{name: timed(variant) for name, variant in variants.items()},
+        },
+        runs,
     )
     flops = 2 * QUERY_ROWS * sum(lengths) * dim
-    sgemm = 2 * GEMM**3 / spread(seconds["sgemm"])["median"] / 1e9
+    rates = {n: 2 * GEMM**3 / spread(seconds[n])["median"] / 1e9 for n in ("sgemm_mkl", "sgemm_onednn")}
+    sgemm = max(rates.values())  # the machine's: the faster library's
     table = {}
     for name in variants:
         rate = flops / spread(seconds[name])["median"] / 1e9
@@ -74,8 +82,7 @@ def measure(dim: int, runs: int, seed: int) -> dict[str, Any]:
     return {
         "documents": DOCUMENTS,
         "document_rows": sum(lengths),
-        "sgemm_gflops": sgemm,
-        "sgemm_ms": spread(seconds["sgemm"], 1e3),
+        "sgemm_gflops": rates,
         "churn_seconds": churn_seconds,
         "variants": table,
         "scattered_over_padded_like_vllm": baseline / table["ours_scattered"]["ms"]["median"],  # type: ignore[index]
@@ -139,12 +146,11 @@ class Pages:
 
     def score(self, query: torch.Tensor) -> torch.Tensor:
         flat = self._arena.view(len(self._arena), -1)
-        transposed = query.T.contiguous()
         maxima = torch.empty(len(self._places), len(query))
         for start in range(0, len(self._places), 256):
             some = self._places[start : start + 256]
             rows = torch.index_select(flat, 0, some, out=self._scratch[: len(some)])
-            products = torch.mm(rows.view(-1, self._dim), transposed)
+            products = multiply(rows.view(-1, self._dim), query)
             torch.amax(products.view(len(some), PAGE_ROWS, -1), 1, out=maxima[start : start + len(some)])
         best = torch.full((len(self._table), len(query)), float("-inf"))
         best.scatter_reduce_(0, self._owner[:, None].expand_as(maxima), maxima, "amax")
