@@ -33,6 +33,7 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
+from engine.allocator import keep_freed_memory
 from engine.encode_queue import EncodeQueue
 from engine.encoder import Encoder
 from engine.model_spec import LoadedModel, load_model
@@ -49,6 +50,7 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     torch.set_grad_enabled(False)
+    keep_freed_memory()  # as the engine does
     model = load_model(ModelSettings())
     texts = make_texts(arguments.documents, arguments.min_words, arguments.max_words)
     sides: dict[str, Side] = {

@@ -9,6 +9,7 @@ from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.allocator import keep_freed_memory
 from engine.model_spec import LoadedModel, ModelError, load_model
 from ipc.child import EXIT_USAGE, Broken, Child, Progress, Pulse, Up, ignore_stop_signals
 from ipc.messages import MAX_MESSAGE_BYTES, MAX_TEXTS, Credits, Limits
@@ -31,6 +32,7 @@ def main() -> int:
     child = Child()
     settings = child.read_settings(EngineSettings)
     ignore_stop_signals()
+    keep_freed_memory()
     logging.basicConfig(level=settings.log_level.upper(), format="engine: %(levelname)s %(message)s", stream=sys.stderr)
     try:
         model = load_model(settings.model)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.allocator import keep_freed_memory
 from engine.model_spec import LoadedModel, ModelError, load_model
 from ipc.child import EXIT_USAGE, Broken, Child, Progress, Pulse, Up, ignore_stop_signals
 from ipc.messages import MAX_MESSAGE_BYTES, MAX_TEXTS, Credits, Limits
@@ -42,6 +43,7 @@ def main() -> int:
     child = Child()
     settings = child.read_settings(WorkerSettings)
     ignore_stop_signals()
+    keep_freed_memory()
     logging.basicConfig(level=settings.log_level.upper(), format="worker: %(levelname)s %(message)s", stream=sys.stderr)
     if settings.device == "cuda":
         child.report(Broken("--device cuda: this version scores on the CPU only", retry=False))

@@ -21,8 +21,8 @@ import torch
 from engine.linear import multiply
 from scorer_worker.store import ROW_GRAIN
 
-BLOCK_BYTES = 6 * 2**20  # gathered at a time: 12,288 rows of 128 floats, 4,096 of 384; more leaves the cache
-MAX_BLOCK_ROWS = 8192
+BLOCK_BYTES = 8 * 2**20  # gathered at a time: 16,384 rows of 128 floats, 5,461 of 384; more leaves the cache
+MAX_BLOCK_ROWS = 16384
 FEW_DOCUMENTS, FEW_PRODUCTS = 64, 2**15  # what counts as a small call, and the elements of its product
 MAX_PRODUCT = 2**20  # elements of one product: long queries take smaller blocks
 
