@@ -55,6 +55,7 @@ def main() -> None:
     texts = make_texts(arguments.documents, arguments.min_words, arguments.max_words)
     sides: dict[str, Side] = {
         "maxsimd, packed": packed_side(model, arguments.threads),
+        "maxsimd --deterministic": packed_side(model, arguments.threads, is_deterministic=True),
         "sentence-transformers MultiVectorEncoder, batch 32": reference_side(model),
         "transformers, sorted and padded, 1024 tokens": padded_side(model, 1024),
         "transformers, sorted and padded, 4096 tokens": padded_side(model, 4096),
@@ -108,9 +109,9 @@ def tokenize(model: LoadedModel, texts: Sequence[str]) -> list[memoryview]:
     return views
 
 
-def packed_side(model: LoadedModel, threads: int) -> Side:
+def packed_side(model: LoadedModel, threads: int, is_deterministic: bool = False) -> Side:
     """What the API server's tokenizer, the engine's queue and the encoder do with one request."""
-    encoder = Encoder.load(model, "cpu", "float32", threads)
+    encoder = Encoder.load(model, "cpu", "float32", threads, is_deterministic)
     tokenizer = StatelessTokenizer(model.spec, model.tokenizer_json)
     limit = model.spec.document.max_length
     max_batch_tokens = EngineSettings(address="", running_path="", model=ModelSettings()).max_batch_tokens

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from engine.allocator import keep_freed_memory
 from engine.model_spec import LoadedModel, ModelError, load_model
 from ipc.child import EXIT_USAGE, Broken, Child, Progress, Pulse, Up, ignore_stop_signals
-from ipc.messages import MAX_MESSAGE_BYTES, MAX_TEXTS, Credits, Limits
+from ipc.messages import MAX_MESSAGE_BYTES, MAX_TEXTS, Credits, Limits, SelfCheck
 from ipc.running import RunningFile
 from ipc.service import Description, Endpoint
 from ipc.settings import EngineSettings
@@ -38,10 +38,11 @@ def main() -> int:
         model = load_model(settings.model)
         child.report(Progress(f"loading {model.spec.name}"))
         encoder = _load(model, settings)
+        self_check = _check(child, model, encoder, settings)
     except ModelError as error:
         child.report(Broken(str(error), retry=False))
         return EXIT_USAGE
-    return _serve(child, settings, model, encoder)
+    return _serve(child, settings, model, encoder, self_check)
 
 
 def _load(model: LoadedModel, settings: EngineSettings) -> Encoder:
@@ -50,10 +51,18 @@ def _load(model: LoadedModel, settings: EngineSettings) -> Encoder:
     from engine.encoder import Encoder
 
     torch.set_grad_enabled(False)
-    return Encoder.load(model, "cpu", settings.model.dtype, settings.threads)
+    return Encoder.load(model, "cpu", settings.model.dtype, settings.threads, settings.model.deterministic)
 
 
-def _serve(child: Child, settings: EngineSettings, model: LoadedModel, encoder: Encoder) -> int:
+def _check(child: Child, model: LoadedModel, encoder: Encoder, settings: EngineSettings) -> SelfCheck:
+    """Before anything is served; the first time it takes about as long as loading."""
+    from engine.self_check_record import ensure_checked
+
+    child.report(Progress("self-check: comparing scores with a plain encoder's"))
+    return ensure_checked(model, encoder, settings.cache_directory)
+
+
+def _serve(child: Child, settings: EngineSettings, model: LoadedModel, encoder: Encoder, self_check: SelfCheck) -> int:
     from engine.encode_queue import EncodeQueue
     from engine.encoder_thread import EncoderThread
     from engine.service import EngineService
@@ -70,6 +79,7 @@ def _serve(child: Child, settings: EngineSettings, model: LoadedModel, encoder: 
         hosts_encoder=True,
         spec=model.spec,
         tokenizer=model.tokenizer_json,
+        self_check=self_check,
     )
     endpoint = Endpoint(settings.address, description, lambda: service.statistics(), time.monotonic)
     endpoint.watch(child.lifeline)

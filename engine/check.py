@@ -37,11 +37,11 @@ def check(settings: ModelSettings) -> CheckReport:
     """
     model = load_model(settings)
     # after the model's files have been checked: torch takes seconds
-    from engine.encoder import Encoder, dtype_named
+    from engine.encoder import Encoder
     from engine.self_check import run_self_check
 
-    encoder = Encoder.load(model, "cpu", settings.dtype, len(os.sched_getaffinity(0)))
-    result = run_self_check(model, encoder, dtype_named(settings.dtype))
+    cores = len(os.sched_getaffinity(0))
+    encoder = Encoder.load(model, "cpu", settings.dtype, cores, settings.deterministic)
     config = model.config
     return CheckReport(
         spec=model.spec,
@@ -52,9 +52,7 @@ def check(settings: ModelSettings) -> CheckReport:
             f"BERT, {config.num_hidden_layers} layers of {config.hidden_size}, {config.vocab_size} pieces, "
             f"{len(model.projections)} projection{'s' * (len(model.projections) != 1)} to {model.spec.dim}"
         ),
-        pairs=result.pairs,
-        largest_difference=result.largest_difference,
-        tolerance=result.tolerance,
+        self_check=run_self_check(model, encoder),
     )
 
 

@@ -13,7 +13,7 @@ from engine.bert import Bert
 from engine.checkpoint import load_bert_weights, load_projection
 from engine.linear import Linear
 from engine.model_spec import LoadedModel
-from engine.packing import PackedTexts, pack
+from engine.packing import PackedTexts, pack, split
 from ipc.messages import Role, TextSpec
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -23,11 +23,6 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": functional.gelu,
 }
 _DTYPES = {"auto": torch.float32, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def dtype_named(name: str) -> torch.dtype:
-    """What `--dtype` of this name computes in, on a CPU."""
-    return _DTYPES[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +39,17 @@ class Encoder:
     Args:
         model: whose weights are read.
         dtype: what encoder and projections compute in; the normalisation is in float32.
+        is_deterministic: encode each text by itself, so that its embeddings are bitwise the same whatever else is in
+            the batch (P4). Without it they differ by rounding, as a product of more rows adds in another order.
 
     Raises:
         ModelError: weights are missing or have another shape than the configuration says.
     """
 
-    def __init__(self, model: LoadedModel, dtype: torch.dtype) -> None:
+    def __init__(self, model: LoadedModel, dtype: torch.dtype, is_deterministic: bool = False) -> None:
+        self.dtype = dtype
+        self.device = torch.device("cpu")
+        self.is_deterministic = is_deterministic
         self._max_positions = model.max_positions
         self._vocab_size = model.vocab_size
         self._specs: dict[Role, TextSpec] = {"query": model.spec.query, "document": model.spec.document}
@@ -61,7 +61,7 @@ class Encoder:
         self._is_skipped = {role: self._skip_table(spec.skip_token_ids) for role, spec in self._specs.items()}
 
     @classmethod
-    def load(cls, model: LoadedModel, device: str, dtype: str, threads: int) -> Encoder:
+    def load(cls, model: LoadedModel, device: str, dtype: str, threads: int, is_deterministic: bool = False) -> Encoder:
         """Read the weights.
 
         Args:
@@ -78,7 +78,12 @@ class Encoder:
         if dtype not in _DTYPES:
             raise ValueError(f"dtype: {dtype!r}, expected one of {', '.join(_DTYPES)}")
         torch.set_num_threads(threads)
-        return cls(model, _DTYPES[dtype])
+        return cls(model, _DTYPES[dtype], is_deterministic)
+
+    @property
+    def dtype_name(self) -> str:
+        """As `--dtype` names it, never "auto"."""
+        return str(self.dtype).removeprefix("torch.")
 
     def check(self, token_ids: memoryview, expansion: int = 0) -> str | None:
         """What is wrong with one text, naming field and rule; None if nothing is. Cheap: for whoever queues texts.
@@ -106,6 +111,12 @@ class Encoder:
             ValueError: `check` finds a text wrong, or fields do not fit each other; the message names text and field.
         """
         self._check_all(texts)
+        if not self.is_deterministic or len(texts.lengths) == 1:
+            return self._encode(texts)
+        alone = [self._encode(text) for text in split(texts)]
+        return EncodedTexts(torch.cat([text.embeddings for text in alone]), [text.rows[0] for text in alone])
+
+    def _encode(self, texts: PackedTexts) -> EncodedTexts:
         batch = pack(texts, [self._specs[role].attend_expansion for role in texts.roles])
         rows = self._bert(batch)  # [total_tokens, hidden]
         for project, activation in self._projections:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,14 @@ class PackedTexts:
             lengths=[len(text.token_ids) for text in texts],
             expansion=[text.expansion for text in texts],
         )
+
+
+def split(texts: PackedTexts) -> Iterator[PackedTexts]:
+    """Each text of a batch as a batch of its own."""
+    start = 0
+    for role, length, expansion in zip(texts.roles, texts.lengths, texts.expansion, strict=True):
+        yield PackedTexts([role], texts.token_ids[start : start + length], [length], [expansion])
+        start += length
 
 
 @dataclass(frozen=True, slots=True)

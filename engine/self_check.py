@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from array import array
 from dataclasses import dataclass
 
@@ -17,21 +18,12 @@ from engine.encoder import Encoder
 from engine.model_spec import LoadedModel
 from engine.packing import PackedTexts
 from engine.plain_bert import PlainEncoder
-from ipc.messages import Role, TextSpec
+from ipc.messages import Role, SelfCheck, TextSpec
 
 QUERY_LENGTHS = (1, 7, 32, 512)  # before expansion; cut to the model's
 DOCUMENT_LENGTHS = (1, 2, 17, 64, 180, 512)
 FP32_TOLERANCE, FP32_TOLERANCE_PER_ROW = 1e-3, 2e-5  # promise P3: up to 64 query rows, and for each beyond
 ROUNDING = {torch.float32: 1.0, torch.float16: 8.0, torch.bfloat16: 64.0}  # times P3's distance: their own rounding
-
-
-@dataclass(frozen=True, slots=True)
-class SelfCheck:
-    """Scores of all pairs by both paths."""
-
-    pairs: int
-    largest_difference: float
-    tolerance: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +34,9 @@ class _Text:
 
 
 @torch.inference_mode()
-def run_self_check(model: LoadedModel, encoder: Encoder, dtype: torch.dtype = torch.float32) -> SelfCheck:
-    """Score every fixed query with every fixed document by both paths.
-
-    Args:
-        dtype: what `encoder` computes in; in halves the tolerance is 8 (float16) and 64 (bfloat16) times wider.
+def run_self_check(model: LoadedModel, encoder: Encoder) -> SelfCheck:
+    """Score every fixed query with every fixed document by both paths. In halves the tolerance is 8 (float16) and 64
+    (bfloat16) times wider.
     """
     choose = random.Random(0)
     queries = [_make_text(model, "query", model.spec.query, length, choose) for length in QUERY_LENGTHS]
@@ -58,12 +48,19 @@ def run_self_check(model: LoadedModel, encoder: Encoder, dtype: torch.dtype = to
     worst: tuple[float, float, float] = (-1.0, 0.0, 0.0)  # share of what is allowed, difference, what is allowed
     for query in range(len(queries)):
         rows = len(plain[query])
-        allowed = ROUNDING[dtype] * (FP32_TOLERANCE + FP32_TOLERANCE_PER_ROW * max(0, rows - 64))
+        allowed = ROUNDING[encoder.dtype] * (FP32_TOLERANCE + FP32_TOLERANCE_PER_ROW * max(0, rows - 64))
         for document in range(len(queries), len(texts)):
             difference = abs(_maxsim(fast[query], fast[document]) - _maxsim(plain[query], plain[document]))
             share = math.inf if math.isnan(difference) else difference / allowed
             worst = max(worst, (share, difference, allowed), key=lambda pair: pair[0])
-    return SelfCheck(len(queries) * len(documents), worst[1], worst[2])
+    return SelfCheck(
+        pairs=len(queries) * len(documents),
+        largest_difference=worst[1],
+        tolerance=worst[2],
+        dtype=encoder.dtype_name,
+        device=str(encoder.device),
+        checked_at=int(time.time()),
+    )
 
 
 def _make_text(model: LoadedModel, role: Role, spec: TextSpec, length: int, choose: random.Random) -> _Text:

@@ -8,12 +8,11 @@ import sys
 import msgspec
 from tokenizers import Tokenizer
 
-from frontend.config import ServeConfig
+from frontend.config import ServeConfig, model_settings
 from frontend.tokenizer import StatelessTokenizer
 from ipc.check_report import CheckFailed, CheckReport
 from ipc.child import EXIT_USAGE
 from ipc.messages import Role, TextSpec
-from ipc.settings import ModelSettings
 
 EXIT_DIFFERS = 1
 SAMPLES: dict[Role, str] = {
@@ -31,7 +30,7 @@ def run(config: ServeConfig) -> int:
     Returns:
         0: it can be served. 1: it computes other scores than it should. 2: it cannot be loaded; one line says why.
     """
-    settings = ModelSettings(config.model, config.query_length, config.document_length, config.dtype)
+    settings = model_settings(config)
     sys.stderr.write("maxsimd: loading the model and comparing its fast path with a plain one\n")
     child = subprocess.run(
         [sys.executable, "-P", "-m", "engine.check"],
@@ -47,13 +46,13 @@ def run(config: ServeConfig) -> int:
         sys.stderr.write(f"maxsimd: {report.message}\n")
         return EXIT_USAGE
     sys.stdout.write(describe(report))
-    return 0 if report.passes else EXIT_DIFFERS
+    return 0 if report.self_check.passes else EXIT_DIFFERS
 
 
 def describe(report: CheckReport) -> str:
     """The report as a person reads it."""
     spec = report.spec
-    verdict = "passed" if report.passes else "FAILED"
+    verdict = "passed" if report.self_check.passes else "FAILED"
     return "\n".join(
         [
             f"model        {spec.name}",
@@ -67,8 +66,8 @@ def describe(report: CheckReport) -> str:
             "",
             *_describe_role("document", spec.document, report),
             "",
-            f"self-check   {verdict}: {report.pairs} scores, packed against plain: largest difference "
-            f"{report.largest_difference:.1e}, allowed {report.tolerance:.1e}",
+            f"self-check   {verdict}: {report.self_check.pairs} scores, packed against plain: largest difference "
+            f"{report.self_check.largest_difference:.1e}, allowed {report.self_check.tolerance:.1e}",
             "",
         ]
     )

@@ -29,6 +29,7 @@ from frontend.options import (
     whole_number,
 )
 from ipc.messages import MAX_PAIRS
+from ipc.settings import ModelSettings
 
 DAY = 86_400.0
 MAX_API_SERVERS = 64
@@ -52,6 +53,13 @@ def default_store_bytes() -> int:
     """A fifth of the memory this process may use, at most 4 GiB, in whole MiB."""
     share = int(available_memory() * DEFAULT_STORE_SHARE)
     return max(SMALLEST_STORE, min(LARGEST_DEFAULT_STORE, share // 2**20 * 2**20))
+
+
+def default_cache_directory() -> str:
+    """As the XDG base directory specification says."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if base.startswith("/") else Path("~/.cache").expanduser()
+    return str(root / "maxsimd")
 
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -176,6 +184,27 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "DTYPE",
         ),
     ] = "auto"
+    deterministic: Annotated[
+        bool,
+        Option(
+            PROCESSES,
+            "Encode each text by itself: its embeddings are then bitwise the same in any traffic and after a restart "
+            "with the same number of threads. What it costs: docs/numbers.md. Without it they "
+            "differ by rounding.",
+            switch,
+        ),
+    ] = False
+    cache_directory: Annotated[
+        str,
+        Option(
+            PROCESSES,
+            "Where the results of self-checks are kept, so that a model that was checked on this machine starts "
+            "without. May be removed at any time.",
+            text,
+            "PATH",
+            default_text="$XDG_CACHE_HOME/maxsimd, else ~/.cache/maxsimd",
+        ),
+    ] = msgspec.field(default_factory=default_cache_directory)
     embedding_dtype: Annotated[
         Literal["auto", "float32", "float16"],
         Option(
@@ -403,6 +432,11 @@ def build_config(given: Mapping[str, object]) -> ServeConfig:
         return msgspec.convert(values, ServeConfig)
     except msgspec.ValidationError as error:  # msgspec wraps the ConfigError of __post_init__
         raise ConfigError(str(error)) from None
+
+
+def model_settings(config: ServeConfig) -> ModelSettings:
+    """What the services must know of the model."""
+    return ModelSettings(config.model, config.query_length, config.document_length, config.dtype, config.deterministic)
 
 
 def settings_page() -> str:

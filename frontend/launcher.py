@@ -19,12 +19,12 @@ import sys
 
 from frontend.api_server import ApiServerSettings
 from frontend.app_config import app_config
-from frontend.config import ServeConfig
+from frontend.config import ServeConfig, model_settings
 from frontend.connections import DRAIN, STOP, Dispatcher, ServerLink, make_pair
 from frontend.division import count_cores, divide_cores
 from frontend.listener import Listener, ListenError
 from frontend.supervisor import Launch, StartFailed, Supervisor
-from ipc.settings import EngineSettings, ModelSettings, WorkerSettings
+from ipc.settings import EngineSettings, WorkerSettings
 from ipc.sockets import make_run_directory, remove_run_directory
 
 RETRY_INTERVAL = 0.2  # seconds between offers of connections that nobody could take
@@ -139,17 +139,14 @@ class _Launcher:
                 )
             )
 
-    def _model_settings(self) -> ModelSettings:
-        config = self._config
-        return ModelSettings(config.model, config.query_length, config.document_length, config.dtype)
-
     def _prepare_worker(self) -> Launch:
         config = self._config
         settings = WorkerSettings(
             address=self._address("worker"),
             running_path=str(self._run_directory / "worker.running"),
-            model=self._model_settings() if self._has_model else None,
+            model=model_settings(self._config) if self._has_model else None,
             dim=config.dim,
+            cache_directory=config.cache_directory,
             hosts_encoder=self._hosts_encoder,
             device=config.device,
             embedding_dtype=config.embedding_dtype,
@@ -166,7 +163,8 @@ class _Launcher:
         settings = EngineSettings(
             address=self._address("engine"),
             running_path=str(self._run_directory / "engine.running"),
-            model=self._model_settings(),
+            model=model_settings(self._config),
+            cache_directory=self._config.cache_directory,
             max_batch_tokens=self._config.max_batch_tokens,
             horizon=self._config.request_timeout * HORIZON_SHARE,
             threads=self._division.engine,

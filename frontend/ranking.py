@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from ipc.messages import FloatDType, ModelSpec, Role
+from ipc.messages import FloatDType, ModelSpec, Role, SelfCheck
 
 
 class TextInput(msgspec.Struct, frozen=True, gc=False):  # a thousand of them to a request: cheaper than a dataclass
@@ -84,6 +84,8 @@ class Ranker(Protocol):
     def spec(self) -> ModelSpec | None: ...
     @property
     def fingerprint(self) -> bytes | None: ...
+    @property
+    def self_check(self) -> SelfCheck | None: ...
     @property
     def has_encoder(self) -> bool: ...
     @property

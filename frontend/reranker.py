@@ -39,6 +39,7 @@ from ipc.messages import (
     Role,
     Score,
     Scores,
+    SelfCheck,
     SuppliedEmbeddings,
     SuppliedTokens,
 )
@@ -125,6 +126,12 @@ class Reranker:
     @property
     def fingerprint(self) -> bytes | None:
         return self._model.fingerprint if self._model else None
+
+    @property
+    def self_check(self) -> SelfCheck | None:
+        """What the encoder's self-check found; None without an encoder, or before it was there."""
+        service = (self.engine or self.worker).service
+        return service.ready.self_check if service is not None else None
 
     def special_tokens(self, role: Role) -> int:
         """Special tokens and markers of a text; 0 before the encoder was there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ipc.messages import ModelSpec
+from ipc.messages import ModelSpec, SelfCheck
 
 
 class CheckReport(msgspec.Struct, frozen=True, tag=True):
@@ -15,14 +15,7 @@ class CheckReport(msgspec.Struct, frozen=True, tag=True):
     directory: str
     fingerprint: bytes
     parameters: str  # in words
-    pairs: int
-    largest_difference: float  # of a MaxSim score
-    tolerance: float  # largest_difference / tolerance is at most 1 where the check passes
-
-    @property
-    def passes(self) -> bool:
-        """Not a number is not within any tolerance."""
-        return self.largest_difference <= self.tolerance
+    self_check: SelfCheck
 
 
 class CheckFailed(msgspec.Struct, frozen=True, tag=True):

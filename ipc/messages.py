@@ -109,6 +109,25 @@ class ModelSpec(Record, frozen=True):
     format: str = ""  # what it was loaded from, for people: "Stanford ColBERT", "PyLate", ...
 
 
+class SelfCheck(Record, frozen=True):
+    """How far the scores of the encoder that serves lay from those of a plain one, on this machine.
+
+    Not a number is not within any tolerance.
+    """
+
+    pairs: Count
+    largest_difference: float  # of a MaxSim score: the one that used most of its tolerance
+    tolerance: float  # what was allowed there
+    dtype: str
+    device: str
+    checked_at: Count  # seconds since 1970
+
+    @property
+    def passes(self) -> bool:
+        """Whether this encoder may serve."""
+        return self.largest_difference <= self.tolerance
+
+
 # --- to a service ---------------------------------------------------------------------------------------------
 
 
@@ -203,6 +222,7 @@ class Ready(Message, frozen=True):
     device: str = "cpu"
     spec: ModelSpec | None = None
     tokenizer: ArrayRef | None = None  # uint8: tokenizer.json without truncation and padding
+    self_check: SelfCheck | None = None  # of the encoder, where this service has one
 
 
 class Scores(Message, frozen=True):

@@ -39,6 +39,7 @@ from ipc.messages import (
     ModelSpec,
     Ready,
     Score,
+    SelfCheck,
     Statistics,
     Stats,
 )
@@ -63,6 +64,7 @@ class Description:
     hosts_encoder: bool = False
     spec: ModelSpec | None = None
     tokenizer: bytes = b""
+    self_check: SelfCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +253,7 @@ class Endpoint:
             device=about.device,
             spec=None if is_known else about.spec,
             tokenizer=None if is_known else writer.add(about.tokenizer, "uint8", [len(about.tokenizer)]),
+            self_check=about.self_check,
         )
         self._send(identity, ready, writer.frames)
 

@@ -21,6 +21,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     query_length: int | None = None
     document_length: int | None = None
     dtype: EncoderDType = "auto"
+    deterministic: bool = False  # each text is encoded by itself
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,6 +30,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     address: str
     running_path: str  # survives the process: see ipc.running
     model: ModelSettings
+    cache_directory: str | None = None  # where results of self-checks are kept; None: nowhere
     max_batch_tokens: int = 1024  # per forward pass; on a CPU more does not pay
     horizon: float = 20.0  # seconds of work that clients together may have outstanding: within a request's timeout
     threads: int = 1
@@ -42,6 +44,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     running_path: str
     model: ModelSettings | None = None  # None: no model, only embeddings by value of `dim`
     dim: int | None = None
+    cache_directory: str | None = None  # where results of self-checks are kept; None: nowhere
     hosts_encoder: bool = False
     device: Device = "auto"
     embedding_dtype: StoreDType = "auto"

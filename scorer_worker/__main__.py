@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from engine.allocator import keep_freed_memory
 from engine.model_spec import LoadedModel, ModelError, load_model
 from ipc.child import EXIT_USAGE, Broken, Child, Progress, Pulse, Up, ignore_stop_signals
-from ipc.messages import MAX_MESSAGE_BYTES, MAX_TEXTS, Credits, Limits
+from ipc.messages import MAX_MESSAGE_BYTES, MAX_TEXTS, Credits, Limits, SelfCheck
 from ipc.running import RunningFile
 from ipc.service import Description, Endpoint
 from ipc.settings import WorkerSettings
@@ -53,7 +53,11 @@ def main() -> int:
     except ModelError as error:
         child.report(Broken(str(error), retry=False))
         return EXIT_USAGE
-    return _serve(child, settings, model)
+    try:
+        return _serve(child, settings, model)
+    except ModelError as error:
+        child.report(Broken(str(error), retry=False))
+        return EXIT_USAGE
 
 
 def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) -> int:
@@ -79,10 +83,13 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
         return EXIT_USAGE
     scorer = Scorer(arena)
     longest_batch = _warm_up(arena, scorer)
-    encoder = _host_encoder(child, settings, model, arena) if settings.hosts_encoder and model is not None else None
+    encoder, self_check = None, None
+    if settings.hosts_encoder and model is not None:
+        encoder, self_check = _host_encoder(child, settings, model, arena)
+    fingerprint = model.fingerprint if model is not None else _fingerprint_of_dim(dim)
     endpoint = Endpoint(
         settings.address,
-        _describe(arena, model, dim, encoder),
+        _describe(arena, model if encoder is not None else None, fingerprint, self_check),
         lambda: worker.statistics(),
         time.monotonic,
         BUSY_POLL_SECONDS,
@@ -129,15 +136,25 @@ def _warm_up(arena: Arena, scorer: object) -> float:
     return elapsed * BATCH_WORK / (3 * rows * rows * arena.rows.shape[1])
 
 
-def _host_encoder(child: Child, settings: WorkerSettings, model: LoadedModel, arena: Arena) -> HostedEncoder:
+def _host_encoder(
+    child: Child, settings: WorkerSettings, model: LoadedModel, arena: Arena
+) -> tuple[HostedEncoder, SelfCheck]:
+    """The encoder, and what its self-check found.
+
+    Raises:
+        ModelError: its weights are not as its configuration says, or it computes other scores than it should.
+    """
     child.report(Progress(f"loading {model.spec.name}"))
     from engine.encode_queue import EncodeQueue
     from engine.encoder import Encoder
     from engine.encoder_thread import EncoderThread
+    from engine.self_check_record import ensure_checked
     from scorer_worker.hosted_encoder import HostedEncoder
 
     assert settings.model is not None
-    encoder = Encoder.load(model, "cpu", settings.model.dtype, settings.threads)
+    encoder = Encoder.load(model, "cpu", settings.model.dtype, settings.threads, settings.model.deterministic)
+    child.report(Progress("self-check: comparing scores with a plain encoder's"))
+    self_check = ensure_checked(model, encoder, settings.cache_directory)
     skipped = {
         "query": frozenset(model.spec.query.skip_token_ids),
         "document": frozenset(model.spec.document.skip_token_ids),
@@ -147,22 +164,29 @@ def _host_encoder(child: Child, settings: WorkerSettings, model: LoadedModel, ar
         return sum(token_id not in skipped[role] for token_id in token_ids)
 
     running = RunningFile(Path(settings.running_path + ".encoder"))
-    return HostedEncoder(
+    hosted = HostedEncoder(
         EncodeQueue(settings.max_batch_tokens), EncoderThread(encoder), arena, running, encoder.check, num_rows
     )
+    return hosted, self_check
 
 
-def _describe(arena: Arena, model: LoadedModel | None, dim: int, encoder: HostedEncoder | None) -> Description:
-    hosted = model if encoder is not None else None
+def _describe(
+    arena: Arena, hosted: LoadedModel | None, fingerprint: bytes, self_check: SelfCheck | None
+) -> Description:
+    """
+    Args:
+        hosted: the model that this process encodes with, if it does.
+    """
     return Description(
-        dim=dim,
-        fingerprint=model.fingerprint if model is not None else _fingerprint_of_dim(dim),
+        dim=arena.rows.shape[1],
+        fingerprint=fingerprint,
         limits=Limits(arena.directory.max_job_rows, MAX_MESSAGE_BYTES, MAX_TEXTS),
         capacity=Credits(OUTSTANDING_BYTES, OUTSTANDING_TOKENS),
         device=str(arena.rows.device),
-        hosts_encoder=encoder is not None,
+        hosts_encoder=hosted is not None,
         spec=hosted.spec if hosted is not None else None,
         tokenizer=hosted.tokenizer_json if hosted is not None else b"",
+        self_check=self_check,
     )
 
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from frontend.call import api_of
 from frontend.errors import RequestFailed, error_response, request_id_of
 from frontend.version import VERSION
-from ipc.messages import ErrorCode
+from ipc.messages import ErrorCode, SelfCheck
 
 _STARTED = int(time.time())
 
@@ -46,12 +46,20 @@ async def metrics(request: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
-    """vLLM's list, one entry per served name."""
+    """vLLM's list, one entry per served name, and what the encoder's self-check found."""
     api = api_of(request)
     spec = api.ranker.spec
     names = api.model_names
     max_length = max(spec.query.max_length, spec.document.max_length) if spec is not None else 0
-    return _json({"object": "list", "data": [_model(name, names[0], max_length) for name in names]})
+    self_check = _describe_check(api.ranker.self_check)
+    data = [{**_model(name, names[0], max_length), "self_check": self_check} for name in names]
+    return _json({"object": "list", "data": data})
+
+
+def _describe_check(check: SelfCheck | None) -> dict[str, object] | None:
+    if check is None:
+        return None
+    return {"passed": check.passes, **msgspec.structs.asdict(check)}
 
 
 def _model(name: str, root: str, max_length: int) -> dict[str, object]:

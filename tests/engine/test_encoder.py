@@ -38,6 +38,12 @@ def encoder(directory: Path) -> Iterator[Encoder]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def deterministic(directory: Path, encoder: Encoder) -> Encoder:
+    model = load_model(ModelSettings(model=str(directory)))
+    return Encoder.load(model, "cpu", "auto", torch.get_num_threads(), is_deterministic=True)
+
+
 def packed(*texts: Text) -> PackedTexts:
     ids = [array("i", ids) for _, ids, _ in texts]
     queued = [
@@ -71,6 +77,13 @@ def test_text_has_the_same_embeddings_in_any_batch(encoder: Encoder, texts: list
     alone = [encode(encoder, text)[0] for text in texts]
     assert_close(encode(encoder, *texts), alone)
     assert_close(encode(encoder, *reversed(texts)), alone[::-1])
+
+
+@given(texts=st.lists(any_text(), min_size=1, max_size=6))
+def test_deterministic_text_is_bitwise_the_same_in_any_batch(deterministic: Encoder, texts: list[Text]) -> None:
+    alone = [encode(deterministic, text)[0] for text in texts]
+    together = encode(deterministic, *texts)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(together, alone, strict=True))
 
 
 def test_rows_are_of_length_one(encoder: Encoder) -> None:

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from engine.encoder import EncodedTexts, Encoder
-from engine.model_spec import load_model
+from engine.model_spec import LoadedModel, ModelError, load_model
 from engine.packing import PackedTexts
 from engine.self_check import run_self_check
+from engine.self_check_record import ensure_checked
 from frontend.check import describe
 from ipc.check_report import CheckReport
+from ipc.messages import SelfCheck
 from ipc.settings import ModelSettings
 from tests.engine.checkpoints import change_json, write_stanford
 
@@ -26,6 +28,12 @@ ROOT = Path(__file__).parent.parent.parent
 def test_a_wrong_fast_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     model = load_model(ModelSettings(model=str(write_stanford(tmp_path / "model"))))
     encoder = Encoder.load(model, "cpu", "auto", torch.get_num_threads())
+    make_wrong(encoder, value, monkeypatch)
+    assert not run_self_check(model, encoder).passes
+
+
+def make_wrong(encoder: Encoder, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row of each batch is `value` times what it should be."""
     encode = encoder.encode
 
     def encode_wrongly(texts: PackedTexts) -> EncodedTexts:
@@ -34,8 +42,55 @@ def test_a_wrong_fast_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return result
 
     monkeypatch.setattr(encoder, "encode", encode_wrongly)
-    result = run_self_check(model, encoder)
-    assert not result.largest_difference <= result.tolerance
+
+
+def test_a_wrong_fast_path_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, encoder = load(tmp_path)
+    make_wrong(encoder, 0.5, monkeypatch)
+    with pytest.raises(ModelError, match="self-check failed: of 24 scores one differs by"):
+        ensure_checked(model, encoder, str(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists(), "a failed check is not kept"
+
+
+def test_a_check_that_passed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, encoder = load(tmp_path)
+    cache = tmp_path / "cache"
+    first = ensure_checked(model, encoder, str(cache))
+    make_wrong(encoder, 0.5, monkeypatch)  # it would fail if it ran again
+    assert ensure_checked(model, encoder, str(cache)) == first
+    assert len(list((cache / "self-checks").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", b'{"subject": 1}'])
+def test_a_damaged_record_is_no_record(tmp_path: Path, damage: bytes) -> None:
+    model, encoder = load(tmp_path)
+    cache = tmp_path / "cache"
+    ensure_checked(model, encoder, str(cache))
+    (record,) = (cache / "self-checks").iterdir()
+    whole = record.read_bytes()
+    record.write_bytes(damage)
+    assert ensure_checked(model, encoder, str(cache)).passes
+    assert len(record.read_bytes()) == len(whole), "written again"
+
+
+def test_a_record_of_other_versions_is_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, encoder = load(tmp_path)
+    ensure_checked(model, encoder, str(tmp_path / "cache"))
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "another")
+    ensure_checked(model, encoder, str(tmp_path / "cache"))
+    assert len(list((tmp_path / "cache" / "self-checks").iterdir())) == 2
+
+
+def test_without_room_for_records_the_check_runs_each_time(tmp_path: Path) -> None:
+    model, encoder = load(tmp_path)
+    (tmp_path / "file").write_text("not a directory")
+    assert ensure_checked(model, encoder, str(tmp_path / "file")).passes
+    assert ensure_checked(model, encoder, None).passes
+
+
+def load(tmp_path: Path) -> tuple[LoadedModel, Encoder]:
+    model = load_model(ModelSettings(model=str(write_stanford(tmp_path / "model"))))
+    return model, Encoder.load(model, "cpu", "auto", torch.get_num_threads())
 
 
 def check(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -78,6 +133,7 @@ def test_check_of_a_wrong_dim_names_file_and_key(tmp_path: Path) -> None:
 
 def test_a_failed_check_is_shown_as_one(tmp_path: Path) -> None:
     model = load_model(ModelSettings(model=str(write_stanford(tmp_path / "model"))))
-    report = CheckReport(model.spec, model.tokenizer_json, "", model.fingerprint, "", 24, float("nan"), 1e-3)
-    assert not report.passes
+    check = SelfCheck(24, float("nan"), 1e-3, "float32", "cpu", 0)
+    report = CheckReport(model.spec, model.tokenizer_json, "", model.fingerprint, "", check)
+    assert not report.self_check.passes
     assert "self-check   FAILED" in describe(report)

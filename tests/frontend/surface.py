@@ -17,10 +17,11 @@ from frontend.app import create_app
 from frontend.app_config import AppConfig
 from frontend.metrics import Metrics
 from frontend.ranking import EmbeddingsInput, Input, RankingResult, RankingTask, TextInput, Timings
-from ipc.messages import ModelSpec, Role, TextSpec
+from ipc.messages import ModelSpec, Role, SelfCheck, TextSpec
 
 LIMIT = 10.0  # seconds that anything here may take
 SPEC = ModelSpec("the-model", 4, TextSpec(max_length=32), TextSpec(max_length=180))
+SELF_CHECK = SelfCheck(24, 2e-6, 1e-3, "float32", "cpu", 1_700_000_000)
 RERANK_PATHS = ["/rerank", "/v1/rerank", "/v2/rerank"]
 SCORE_PATHS = ["/score", "/v1/score"]
 QUERY = "three hearts"
@@ -36,6 +37,7 @@ class WordRanker:
 
     def __init__(self, spec: ModelSpec | None = SPEC) -> None:
         self.spec = spec
+        self.self_check = SELF_CHECK if spec is not None else None
         self.fingerprint = b"f" * 16 if spec is not None else None
         self.has_encoder = spec is not None
         self.is_ready = True

@@ -63,6 +63,8 @@ EXAMPLES = {  # for every option: text that differs from the default, more that 
     "api_server_count": ("7", [], 7),
     "device": ("cpu", [], "cpu"),
     "dtype": ("float32", [], "float32"),
+    "deterministic": ("1", [], True),
+    "cache_directory": ("/tmp/cache", [], "/tmp/cache"),
     "embedding_dtype": ("float16", [], "float16"),
     "engine_placement": ("worker", [], "worker"),
     "no_engine": ("true", ["--dim", "8"], True),

@@ -331,3 +331,12 @@ def test_models_are_listed_as_by_vllm(names: Sequence[str], listed: list[str]) -
         }
         assert isinstance(model["created"], int)
         assert model["permission"][0]["object"] == "model_permission"
+        assert model["self_check"] == {
+            "passed": True,
+            "pairs": 24,
+            "largest_difference": 2e-6,
+            "tolerance": 1e-3,
+            "dtype": "float32",
+            "device": "cpu",
+            "checked_at": 1_700_000_000,
+        }
