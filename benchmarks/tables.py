@@ -22,6 +22,7 @@ VARIANTS = {
 def page() -> str:
     """The whole page, in markdown."""
     sections = [_scoring(_read("scoring-cpu")), _serving(_read("serving-cpu")), _encoder(_read("encoder-cpu"))]
+    sections.append(_ndcg(_read("ndcg-cpu")))
     head = "# Numbers\n\nGenerated from `benchmarks/results/` by `python -m benchmarks.tables`. Medians.\n"
     return "\n".join([head, *sections])
 
@@ -75,6 +76,19 @@ def _encoder(results: dict[str, Any]) -> str:
     ]
     title = f"Encoding: {results['documents']} ragged documents, {results['tokens']} tokens, tokenising included"
     return _section(title, results, ["how", "s", "spread", "times ours"], rows)
+
+
+def _ndcg(results: dict[str, Any]) -> str:
+    labels = {
+        "bm25": "BM25's own order",
+        "maxsimd": "maxsimd, over HTTP",
+        "sentence_transformers": "MultiVectorEncoder",
+    }
+    rows = [[label, f"{results['ndcg_at_10'][name]:.4f}"] for name, label in labels.items()]
+    same, queries = results["queries_with_the_same_order_of_all_candidates"], results["queries"]
+    rows.append(["queries whose whole order is MultiVectorEncoder's", f"{same} of {queries}"])
+    title = f"Ranking quality: {queries} queries, the best {results['candidates']} of {results['documents']} documents"
+    return _section(title, results, ["order", "nDCG@10"], rows)
 
 
 def _section(title: str, results: dict[str, Any], head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
