@@ -22,7 +22,7 @@ VARIANTS = {
 def page() -> str:
     """The whole page, in markdown."""
     sections = [_scoring(_read("scoring-cpu")), _serving(_read("serving-cpu")), _encoder(_read("encoder-cpu"))]
-    sections.append(_ndcg(_read("ndcg-cpu")))
+    sections += [_ndcg(_read("ndcg-cpu")), _start(_read("start-cpu"))]
     head = "# Numbers\n\nGenerated from `benchmarks/results/` by `python -m benchmarks.tables`. Medians.\n"
     return "\n".join([head, *sections])
 
@@ -89,6 +89,15 @@ def _ndcg(results: dict[str, Any]) -> str:
     rows.append(["queries whose whole order is MultiVectorEncoder's", f"{same} of {queries}"])
     title = f"Ranking quality: {queries} queries, the best {results['candidates']} of {results['documents']} documents"
     return _section(title, results, ["order", "nDCG@10"], rows)
+
+
+def _start(results: dict[str, Any]) -> str:
+    rows = [
+        ["maxsimd serve, to the first 200 of /ready", f"{results['ready_seconds']['median']:.2f} s"],
+        ["a bare process that imports and loads the same", f"{results['bare_seconds']['median']:.2f} s"],
+        ["the first start with a model, self-check included", f"{results['first_start_seconds']:.2f} s"],
+    ]
+    return _section("Start with a known model", results, ["what", "time"], rows)
 
 
 def _section(title: str, results: dict[str, Any], head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
