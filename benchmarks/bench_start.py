@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_start
 
-The model is known: its self-check is on disk from a start before. The bare process imports what the engine imports, reads
-the model, loads its weights, and does nothing else. Two API servers, the worker and the engine start meanwhile.
+The model is known: its self-check is on disk from a start before. The bare process imports what the engine imports,
+reads the model, loads its weights, and does nothing else. Two API servers, worker and engine start meanwhile.
 """
 
 from __future__ import annotations
