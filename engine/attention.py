@@ -38,3 +38,17 @@ def attend_per_text(qkv: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         rows = functional.scaled_dot_product_attention(q, k, v)  # [1, num_heads, length, head_dim]
         context[start : start + length] = rows[0].transpose(0, 1)
     return context.flatten(1)
+
+
+def attend_varlen(qkv: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """All texts in one launch of torch's variable-length attention (CUDA, float16 or bfloat16)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    where = batch.on_device
+    assert where is not None
+    q, k, v = qkv.unbind(1)
+    if where.keys is not None:
+        k, v = k[where.keys], v[where.keys]
+    context = varlen_attn(q, k, v, where.cu_seqlens, where.cu_keys, where.max_length, where.max_keys)
+    assert isinstance(context, torch.Tensor)  # the other return type is for callers who ask for more
+    return context.flatten(1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-from engine.attention import attend_per_text
+from engine.attention import Attention, attend_per_text, attend_varlen
 from engine.bert import Bert
 from engine.checkpoint import load_bert_weights, load_projection
 from engine.linear import Linear
@@ -22,7 +23,8 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
 }
-_DTYPES = {"auto": torch.float32, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CPU = torch.device("cpu")
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +48,24 @@ class Encoder:
         ModelError: weights are missing or have another shape than the configuration says.
     """
 
-    def __init__(self, model: LoadedModel, dtype: torch.dtype, is_deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        dtype: torch.dtype,
+        is_deterministic: bool = False,
+        device: torch.device = CPU,
+    ) -> None:
         self.dtype = dtype
-        self.device = torch.device("cpu")
+        self.device = device
         self.is_deterministic = is_deterministic
         self._max_positions = model.max_positions
         self._vocab_size = model.vocab_size
         self._specs: dict[Role, TextSpec] = {"query": model.spec.query, "document": model.spec.document}
-        self._bert = Bert(model.config, load_bert_weights(model.weights, model.config, dtype), attend_per_text)
+        weights = load_bert_weights(model.weights, model.config, dtype)
+        on_device = {name: weight.to(device) for name, weight in weights.items()}
+        self._bert = Bert(model.config, on_device, _attention_for(device, dtype))
         self._projections = [
-            (Linear(*load_projection(projection, dtype)), _ACTIVATIONS[projection.activation])
+            (Linear(*_to(device, load_projection(projection, dtype))), _ACTIVATIONS[projection.activation])
             for projection in model.projections
         ]
         self._is_skipped = {role: self._skip_table(spec.skip_token_ids) for role, spec in self._specs.items()}
@@ -65,20 +75,35 @@ class Encoder:
         """Read the weights.
 
         Args:
-            device: "cpu": what this version runs on.
-            dtype: "auto" (float32 on a CPU), "float32", "float16" or "bfloat16".
+            device: "cpu" or "cuda".
+            dtype: "float32", "float16", "bfloat16", or "auto": float32 on a CPU; on CUDA float16 where the activations
+                of a self-check's texts stay finite, else bfloat16.
             threads: of this process's matrix products; set for the whole process.
 
         Raises:
             ModelError: weights are missing or have another shape than the configuration says.
             ValueError: another device or dtype; the message names it.
         """
-        if device != "cpu":
-            raise ValueError(f"device: {device!r}, expected 'cpu'")
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype: {dtype!r}, expected one of {', '.join(_DTYPES)}")
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise ValueError(f"device: {device!r}, expected 'cpu' or 'cuda'")
+        if dtype != "auto" and dtype not in _DTYPES:
+            raise ValueError(f"dtype: {dtype!r}, expected one of auto, {', '.join(_DTYPES)}")
         torch.set_num_threads(threads)
-        return cls(model, _DTYPES[dtype], is_deterministic)
+        where = torch.device(device)
+        if dtype != "auto":
+            return cls(model, _DTYPES[dtype], is_deterministic, where)
+        if where.type == "cpu":
+            return cls(model, torch.float32, is_deterministic, where)
+        encoder = cls(model, torch.float16, is_deterministic, where)
+        return encoder if encoder.stays_finite() else cls(model, torch.bfloat16, is_deterministic, where)
+
+    def stays_finite(self) -> bool:
+        """Whether texts of many random ids, as long as the model takes them, have finite embeddings."""
+        generator = torch.Generator().manual_seed(0)
+        length = min(self._max_positions, 512)
+        ids = torch.randint(self._vocab_size, (8 * length,), generator=generator, dtype=torch.int32)
+        texts = PackedTexts(["document"] * 8, array("i", ids.tolist()), [length] * 8, [0] * 8)
+        return bool(torch.isfinite(self.encode(texts).embeddings).all())
 
     @property
     def dtype_name(self) -> str:
@@ -117,13 +142,13 @@ class Encoder:
         return EncodedTexts(torch.cat([text.embeddings for text in alone]), [text.rows[0] for text in alone])
 
     def _encode(self, texts: PackedTexts) -> EncodedTexts:
-        batch = pack(texts, [self._specs[role].attend_expansion for role in texts.roles])
+        batch = pack(texts, [self._specs[role].attend_expansion for role in texts.roles], self.device)
         rows = self._bert(batch)  # [total_tokens, hidden]
         for project, activation in self._projections:
             rows = activation(project(rows))
         # p=2, epsilon 1e-12: as the reference's Normalize
         embeddings = functional.normalize(rows.float(), dim=-1)  # [total_tokens, dim]
-        return self._leave_out_skipped(embeddings, batch.token_ids, texts.roles, batch.lengths)
+        return self._leave_out_skipped(embeddings, texts)
 
     def _check_all(self, texts: PackedTexts) -> None:
         token_ids, start = memoryview(texts.token_ids), 0
@@ -141,15 +166,30 @@ class Encoder:
         table[list(token_ids)] = True
         return table
 
-    def _leave_out_skipped(
-        self, embeddings: torch.Tensor, token_ids: torch.Tensor, roles: Sequence[Role], lengths: Sequence[int]
-    ) -> EncodedTexts:
-        if all(self._is_skipped[role] is None for role in roles):
-            return EncodedTexts(embeddings, list(lengths))
-        kept = [
-            torch.ones(len(ids), dtype=torch.bool) if table is None else ~table[ids]
-            for ids, table in zip(
-                torch.split(token_ids, list(lengths)), (self._is_skipped[role] for role in roles), strict=True
-            )
-        ]
-        return EncodedTexts(embeddings[torch.cat(kept)], [int(mask.sum()) for mask in kept])
+    def _leave_out_skipped(self, embeddings: torch.Tensor, texts: PackedTexts) -> EncodedTexts:
+        """Which rows stay is found out on the CPU, where the ids came from: nothing waits for the device."""
+        if all(self._is_skipped[role] is None for role in texts.roles):
+            return EncodedTexts(embeddings, list(texts.lengths))
+        lengths = torch.tensor(texts.lengths)
+        token_ids = torch.frombuffer(texts.token_ids, dtype=torch.int32)
+        is_kept = torch.ones(len(token_ids), dtype=torch.bool)
+        for role, table in self._is_skipped.items():
+            if table is not None:
+                has_role = torch.tensor([each == role for each in texts.roles]).repeat_interleave(lengths)
+                is_kept &= ~(table[token_ids] & has_role)
+        kept = is_kept.nonzero()[:, 0]
+        owners = torch.repeat_interleave(lengths)[kept]
+        rows: list[int] = torch.bincount(owners, minlength=len(lengths)).tolist()
+        return EncodedTexts(embeddings[kept.to(self.device)], rows)
+
+
+def _attention_for(device: torch.device, dtype: torch.dtype) -> Attention:
+    """The fastest way there is; float32 on CUDA is for checks, not for speed."""
+    return attend_varlen if device.type == "cuda" and dtype != torch.float32 else attend_per_text
+
+
+def _to(
+    device: torch.device, tensors: tuple[torch.Tensor, torch.Tensor | None]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    weight, bias = tensors
+    return weight.to(device), bias.to(device) if bias is not None else None

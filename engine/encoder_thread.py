@@ -22,11 +22,16 @@ from engine.packing import PackedTexts
 
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:
-    """What became of a batch: each text's [rows, dim] embeddings, in the batch's order."""
+    """What became of a batch."""
 
     texts: Sequence[QueuedText]
-    embeddings: Sequence[torch.Tensor]
+    embeddings: torch.Tensor  # [sum(rows), dim], one text after the other; the device has finished them
+    rows: list[int]  # [n]
     seconds: float
+
+    def split(self) -> Sequence[torch.Tensor]:
+        """Each text's [rows, dim] embeddings, in the batch's order."""
+        return torch.split(self.embeddings, self.rows)
 
 
 class EncoderThread:
@@ -87,12 +92,22 @@ class EncoderThread:
         os.close(self.descriptor)
 
     def _run(self) -> None:
+        if self._encoder.device.type == "cuda":
+            # its own stream: what the control thread scores meanwhile does not wait behind it
+            torch.cuda.set_stream(torch.cuda.Stream(self._encoder.device))  # type: ignore[no-untyped-call]
         while (texts := self._batches.get()) is not None:
             started = time.monotonic()
             try:
                 encoded = self._encoder.encode(PackedTexts.of(texts))
-                rows = torch.split(encoded.embeddings, encoded.rows)
-                self._finished.put(EncodedBatch(texts, rows, time.monotonic() - started))
+                self._finish()
+                self._finished.put(EncodedBatch(texts, encoded.embeddings, encoded.rows, time.monotonic() - started))
             except BaseException as error:  # noqa: BLE001 - handed over: the control thread raises it
                 self._finished.put(error)
             os.eventfd_write(self.descriptor, 1)
+
+    def _finish(self) -> None:
+        """Until the device has done what was launched: only then may another stream read it."""
+        if self._encoder.device.type == "cuda":
+            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            event.record()
+            event.synchronize()

@@ -44,6 +44,17 @@ def split(texts: PackedTexts) -> Iterator[PackedTexts]:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceLengths:
+    """What attention over all texts at once needs, on the device."""
+
+    cu_seqlens: torch.Tensor  # [n + 1] int32
+    cu_keys: torch.Tensor  # [n + 1] int32, of attended rows alone
+    keys: torch.Tensor | None  # [total attended] int64: which rows they are; None: all of them
+    max_length: int
+    max_keys: int
+
+
+@dataclass(frozen=True, slots=True)
 class PackedBatch:
     """A batch as the encoder's layers see it. Text i has rows cu_seqlens[i] to cu_seqlens[i + 1]."""
 
@@ -52,10 +63,11 @@ class PackedBatch:
     lengths: Sequence[int]  # [n]
     cu_seqlens: Sequence[int]  # [n + 1], first 0, last total_tokens
     attended: Sequence[int]  # [n]: leading rows that others attend to; the rest (expansion rows) only attends
+    on_device: DeviceLengths | None = None  # where attention runs in one launch for all texts: CUDA
 
 
-def pack(texts: PackedTexts, attends_expansion: Sequence[bool]) -> PackedBatch:
-    """Tensors of a batch.
+def pack(texts: PackedTexts, attends_expansion: Sequence[bool], device: torch.device | None = None) -> PackedBatch:
+    """Tensors of a batch, on the CPU unless a device is named.
 
     Args:
         attends_expansion: [n]: whether a text's expansion rows are attended to.
@@ -80,4 +92,27 @@ def pack(texts: PackedTexts, attends_expansion: Sequence[bool]) -> PackedBatch:
         length if attends else length - extra
         for length, extra, attends in zip(texts.lengths, texts.expansion, attends_expansion, strict=True)
     ]
-    return PackedBatch(token_ids, torch.arange(len(token_ids)) - starts, list(texts.lengths), cu_seqlens, attended)
+    position_ids = torch.arange(len(token_ids)) - starts
+    if device is None or device.type == "cpu":
+        return PackedBatch(token_ids, position_ids, list(texts.lengths), cu_seqlens, attended)
+    both = torch.stack([token_ids, position_ids]).pin_memory().to(device, non_blocking=True)
+    lengths = _lengths_on(device, position_ids, starts, cu_seqlens, attended)
+    return PackedBatch(both[0], both[1], list(texts.lengths), cu_seqlens, attended, lengths)
+
+
+def _lengths_on(
+    device: torch.device,
+    position_ids: torch.Tensor,
+    starts: torch.Tensor,
+    cu_seqlens: Sequence[int],
+    attended: Sequence[int],
+) -> DeviceLengths:
+    lengths = torch.tensor(cu_seqlens).diff()
+    keys_of = torch.tensor(attended)
+    cu_keys = torch.cat([torch.zeros(1, dtype=torch.int64), keys_of.cumsum(0)])
+    ends = torch.stack([torch.tensor(cu_seqlens), cu_keys]).int().pin_memory().to(device, non_blocking=True)
+    keys = None
+    if int(cu_keys[-1]) < cu_seqlens[-1]:
+        is_key = position_ids < keys_of.repeat_interleave(lengths)
+        keys = is_key.nonzero()[:, 0].pin_memory().to(device, non_blocking=True)
+    return DeviceLengths(ends[0], ends[1], keys, int(lengths.max()), int(keys_of.max()))

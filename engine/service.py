@@ -144,7 +144,7 @@ class EngineService:
         self.counters["tokens"] += sum(len(text.token_ids) for text in batch.texts)
         self.counters["encode_seconds"] += batch.seconds
         self._learn_rate(batch)
-        made = {text.key: rows for text, rows in zip(batch.texts, batch.embeddings, strict=True)}
+        made = {text.key: rows for text, rows in zip(batch.texts, batch.split(), strict=True)}
         for key, waiters in self._queue.finish(batch.texts):
             for name in waiters:
                 pending = self._pending.get(name)

@@ -23,6 +23,7 @@ from frontend.options import (
     named_options,
     one_of,
     seconds,
+    share,
     size,
     switch,
     text,
@@ -36,6 +37,7 @@ MAX_API_SERVERS = 64
 MAX_UDS_BYTES = 107  # of a Unix socket's path, by the kernel
 SMALLEST_STORE = 8 * 2**20  # four slabs of 2 MiB
 LARGEST_DEFAULT_STORE = 4 * 2**30
+DEFAULT_BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
 DEFAULT_STORE_SHARE = 0.2  # of the memory this process may use
 
 MODEL, NETWORK, PROCESSES = "Model", "Network", "Processes and device"
@@ -170,16 +172,28 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Literal["auto", "cpu", "cuda"],
         Option(
             PROCESSES,
-            "Where the scorer worker scores. This version has cpu only.",
+            "Where the scorer worker encodes and scores. auto is cuda where there is a device and a torch that can use "
+            "it. No other process opens the device.",
             one_of("auto", "cpu", "cuda"),
             "DEVICE",
         ),
     ] = "auto"
+    gpu_memory_utilization: Annotated[
+        float,
+        Option(
+            PROCESSES,
+            "Share of the CUDA device's memory that the worker may have. What weights and encoder leave of it becomes "
+            "the embedding store.",
+            share,
+            "SHARE",
+        ),
+    ] = 0.9
     dtype: Annotated[
         Literal["auto", "float32", "float16", "bfloat16"],
         Option(
             PROCESSES,
-            "Number format of the encoder. auto is float32 on the CPU, where the others are slower.",
+            "Number format of the encoder. auto is float32 on the CPU, where the others are slower; on CUDA float16 "
+            "where the model's activations stay finite, else bfloat16.",
             one_of("auto", "float32", "float16", "bfloat16"),
             "DTYPE",
         ),
@@ -209,7 +223,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Literal["auto", "float32", "float16"],
         Option(
             PROCESSES,
-            "Number format of the embeddings in the store. auto is float32 on the CPU.",
+            "Number format of the embeddings in the store. auto is float32 on the CPU, float16 on CUDA.",
             one_of("auto", "float32", "float16"),
             "DTYPE",
         ),
@@ -219,7 +233,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Option(
             PROCESSES,
             "Where texts are encoded: inside the scorer worker, or in a process of its own, which uses the CPU. "
-            "auto is process on the CPU.",
+            "auto is process on the CPU, worker on CUDA.",
             one_of("auto", "worker", "process"),
             "PLACE",
         ),
@@ -242,15 +256,16 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = None
 
     max_batch_tokens: Annotated[
-        int,
+        int | None,
         Option(
             BATCHING,
-            "Tokens in one pass of the encoder, all clients together. More is not faster on a CPU, and a short "
-            "request waits longer.",
+            "Tokens in one pass of the encoder, all clients together. More is not faster, and a short request waits "
+            "longer.",
             whole_number(64, 1_048_576),
             "TOKENS",
+            default_text="1024 on the CPU, 16384 on CUDA",
         ),
-    ] = 1024
+    ] = None
     max_batch_pairs: Annotated[
         int,
         Option(
@@ -269,7 +284,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "encoded again. A document of 180 tokens takes 270 KiB at 384 dimensions in float32.",
             size(SMALLEST_STORE, 2**44),
             "SIZE",
-            default_text="a fifth of the memory (of the container), at most 4GiB",
+            default_text="on the CPU a fifth of the memory (of the container), at most 4GiB; on CUDA what "
+            "--gpu-memory-utilization leaves",
         ),
     ] = None
     no_embedding_cache: Annotated[
@@ -402,10 +418,15 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Whether anybody on the network may use the server: no key is asked for beyond this machine."""
         return self.uds is None and not self.api_key and not _is_loopback(self.host)
 
-    @property
-    def cache_bytes(self) -> int:
-        """Size of the embedding store on the CPU, --embedding-cache-size or its default."""
-        return self.embedding_cache_size if self.embedding_cache_size is not None else default_store_bytes()
+    def cache_bytes(self, device: Literal["cpu", "cuda"]) -> int | None:
+        """Size of the embedding store, --embedding-cache-size or its default; None: what the device has left."""
+        if self.embedding_cache_size is not None or device == "cuda":
+            return self.embedding_cache_size
+        return default_store_bytes()
+
+    def batch_tokens(self, device: Literal["cpu", "cuda"]) -> int:
+        """--max-batch-tokens or its default."""
+        return self.max_batch_tokens if self.max_batch_tokens is not None else DEFAULT_BATCH_TOKENS[device]
 
     @property
     def is_cache_per_key(self) -> bool:

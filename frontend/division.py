@@ -24,12 +24,20 @@ class Division:
         )
 
 
-def divide_cores(cores: int, api_server_count: int, has_engine: bool) -> Division:
+WORKER_THREADS_ON_CUDA = 2  # one decides and launches scoring, one launches encoding
+
+
+def divide_cores(cores: int, api_server_count: int, has_engine: bool, uses_cuda: bool = False) -> Division:
     """The threads of each process.
+
+    Where a CUDA device encodes and scores, the API servers have the cores but those that feed it.
 
     Encoding and scoring follow each other in a request's life, so on small machines both get all cores; on larger ones
     they are kept apart, because two OpenMP teams on the same cores spin against each other.
     """
+    if uses_cuda:
+        rest = cores - WORKER_THREADS_ON_CUDA
+        return Division(cores, max(1, rest // api_server_count), 0, WORKER_THREADS_ON_CUDA)
     api_server = max(1, cores // (4 * api_server_count))
     if not has_engine:
         return Division(cores, api_server, 0, max(1, cores - cores // 4))

@@ -21,6 +21,7 @@ from frontend.api_server import ApiServerSettings
 from frontend.app_config import app_config
 from frontend.config import ServeConfig, model_settings
 from frontend.connections import DRAIN, STOP, Dispatcher, ServerLink, make_pair
+from frontend.device import find_device
 from frontend.division import count_cores, divide_cores
 from frontend.listener import Listener, ListenError
 from frontend.supervisor import Launch, StartFailed, Supervisor
@@ -62,9 +63,12 @@ class _Launcher:
         self._config = config
         self._listener = listener
         self._has_model = not config.no_engine
-        self._hosts_encoder = self._has_model and config.engine_placement == "worker"
+        self._device = find_device(config.device)
+        self._hosts_encoder = self._has_model and _hosts_encoder(config.engine_placement, self._device)
         self._has_engine = self._has_model and not self._hosts_encoder
-        self._division = divide_cores(count_cores(), config.api_server_count, self._has_model)
+        self._division = divide_cores(
+            count_cores(), config.api_server_count, self._has_model, uses_cuda=self._device == "cuda"
+        )
         self._run_directory = make_run_directory()
         self._secret = secrets.token_bytes(32)
         self._dispatcher = Dispatcher()
@@ -148,12 +152,13 @@ class _Launcher:
             dim=config.dim,
             cache_directory=config.cache_directory,
             hosts_encoder=self._hosts_encoder,
-            device=config.device,
+            device=self._device,
+            gpu_memory_utilization=config.gpu_memory_utilization,
             embedding_dtype=config.embedding_dtype,
-            cache_bytes=config.cache_bytes,
+            cache_bytes=config.cache_bytes(self._device),
             keep_entries=not config.no_embedding_cache,
             max_batch_pairs=config.max_batch_pairs,
-            max_batch_tokens=config.max_batch_tokens,
+            max_batch_tokens=config.batch_tokens(self._device),
             threads=self._division.worker,
             log_level=config.log_level,
         )
@@ -165,7 +170,7 @@ class _Launcher:
             running_path=str(self._run_directory / "engine.running"),
             model=model_settings(self._config),
             cache_directory=self._config.cache_directory,
-            max_batch_tokens=self._config.max_batch_tokens,
+            max_batch_tokens=self._config.batch_tokens("cpu"),
             horizon=self._config.request_timeout * HORIZON_SHARE,
             threads=self._division.engine,
             log_level=self._config.log_level,
@@ -307,6 +312,11 @@ class _Launcher:
     def _narrate(self, line: str) -> None:
         """One line for people."""
         print(f"maxsimd: {line}", file=sys.stderr, flush=True)
+
+
+def _hosts_encoder(placement: str, device: str) -> bool:
+    """Whether the worker encodes: on CUDA, where embeddings then never leave the device, unless told otherwise."""
+    return placement == "worker" or (placement == "auto" and device == "cuda")
 
 
 def _thread_limits(threads: int) -> dict[str, str]:

@@ -151,6 +151,17 @@ def seconds(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def share(value: str) -> float:
+    """A part of a whole."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0.0 < number <= 1.0:
+        raise ValueError("must be a number above 0 and at most 1")
+    return number
+
+
 def format_size(number: int) -> str:
     """4294967296 as '4GiB': the largest binary unit that divides it."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["cpu", "cuda"]
 EncoderDType = Literal["auto", "float32", "float16", "bfloat16"]
 StoreDType = Literal["auto", "float32", "float16"]
 
@@ -46,9 +46,10 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dim: int | None = None
     cache_directory: str | None = None  # where results of self-checks are kept; None: nowhere
     hosts_encoder: bool = False
-    device: Device = "auto"
+    device: Device = "cpu"  # the launcher has found out what auto means
+    gpu_memory_utilization: float = 0.9
     embedding_dtype: StoreDType = "auto"
-    cache_bytes: int | None = None  # None: 20 % of the memory this machine or container has, at most 4 GiB
+    cache_bytes: int | None = None  # None, on CUDA only: what the memory plan leaves
     keep_entries: bool = True  # False: entries live for one job
     max_batch_pairs: int = 65_536  # per scoring launch; larger requests are sliced
     max_batch_tokens: int = 1024  # per forward pass of a hosted encoder

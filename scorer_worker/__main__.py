@@ -23,15 +23,17 @@ from ipc.settings import WorkerSettings
 from ipc.sockets import remove_run_directory
 
 if TYPE_CHECKING:
+    import torch
+
+    from engine.encoder import Encoder
     from scorer_worker.arena import Arena
     from scorer_worker.hosted_encoder import HostedEncoder
+    from scorer_worker.scorer import Scorer
 
 OUTSTANDING_BYTES = 256 * 2**20  # of embeddings on their way from all API servers together
 OUTSTANDING_TOKENS = 2**20  # for a hosted encoder
 
 BUSY_POLL_SECONDS = 0.0004  # a client's own work between an answer and its next request, and the way there
-BATCH_WORK = 4 * 10**9  # multiply-adds in one launch: about 0.1 s of two cores
-SLICE_WORK = 10**9  # of one client's turn
 
 
 def main() -> int:
@@ -45,72 +47,106 @@ def main() -> int:
     ignore_stop_signals()
     keep_freed_memory()
     logging.basicConfig(level=settings.log_level.upper(), format="worker: %(levelname)s %(message)s", stream=sys.stderr)
-    if settings.device == "cuda":
-        child.report(Broken("--device cuda: this version scores on the CPU only", retry=False))
-        return EXIT_USAGE
     try:
         model = load_model(settings.model) if settings.model is not None else None
     except ModelError as error:
         child.report(Broken(str(error), retry=False))
         return EXIT_USAGE
+    child.report(Progress("loading torch"))
+    from scorer_worker.device import DeviceError  # torch, after the model's files have been checked: it takes seconds
+    from scorer_worker.memory_plan import TooLittleMemory
+    from scorer_worker.store import TooLarge
+
     try:
         return _serve(child, settings, model)
-    except ModelError as error:
+    except (ModelError, DeviceError, TooLittleMemory) as error:
         child.report(Broken(str(error), retry=False))
-        return EXIT_USAGE
+    except TooLarge as error:
+        child.report(Broken(f"--embedding-cache-size {settings.cache_bytes}: {error}", retry=False))
+    return EXIT_USAGE
 
 
 def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) -> int:
-    child.report(Progress("loading torch"))
-    import torch  # after the settings have been checked: it takes seconds
+    """
+    Raises:
+        ModelError: the model cannot be served.
+        DeviceError, TooLittleMemory, TooLarge: what was asked for cannot be had on this machine.
+    """
+    import torch
 
-    from scorer_worker.arena import Arena
     from scorer_worker.batcher import Batcher
+    from scorer_worker.device import TRAITS, open_device
+    from scorer_worker.memory_plan import used_memory
     from scorer_worker.scorer import Scorer
-    from scorer_worker.store import TooLarge
     from scorer_worker.worker import Worker
 
     torch.set_num_threads(settings.threads)
     torch.set_grad_enabled(False)
     sys.setswitchinterval(0.0002)
-    dim = model.spec.dim if model is not None else settings.dim
-    assert dim is not None and settings.cache_bytes is not None
-    dtype = torch.float16 if settings.embedding_dtype == "float16" else torch.float32
-    try:
-        arena = Arena(settings.cache_bytes, dim, dtype, torch.device("cpu"))
-    except (TooLarge, RuntimeError) as error:
-        child.report(Broken(f"--embedding-cache-size {settings.cache_bytes}: {error}", retry=False))
-        return EXIT_USAGE
-    scorer = Scorer(arena)
-    longest_batch = _warm_up(arena, scorer)
+    device = open_device(settings.device)
+    taken = used_memory(device) if device.type == "cuda" else 0
     encoder, self_check = None, None
     if settings.hosts_encoder and model is not None:
-        encoder, self_check = _host_encoder(child, settings, model, arena)
-    fingerprint = model.fingerprint if model is not None else _fingerprint_of_dim(dim)
+        encoder, self_check = _load_encoder(child, settings, model, device)
+    arena = _make_arena(child, settings, model, device, taken)
+    scorer = Scorer(arena)
+    traits = TRAITS[device.type]
+    longest_batch = _warm_up(arena, scorer, traits.batch_work)
+    hosted = _host(settings, model, arena, encoder) if encoder is not None and model is not None else None
+    fingerprint = model.fingerprint if model is not None else _fingerprint_of_dim(arena.rows.shape[1])
     endpoint = Endpoint(
         settings.address,
-        _describe(arena, model if encoder is not None else None, fingerprint, self_check),
+        _describe(arena, model if hosted is not None else None, fingerprint, self_check),
         lambda: worker.statistics(),
         time.monotonic,
         BUSY_POLL_SECONDS,
     )
     endpoint.watch(child.lifeline)
-    if encoder is not None:
-        endpoint.watch(encoder.descriptor)
-    batcher = Batcher(settings.max_batch_pairs, BATCH_WORK, SLICE_WORK)
+    if hosted is not None:
+        endpoint.watch(hosted.descriptor)
+    batcher = Batcher(settings.max_batch_pairs, traits.batch_work, traits.slice_work)
     running = RunningFile(Path(settings.running_path))
-    worker = Worker(endpoint, arena, scorer, batcher, running, encoder, settings.keep_entries)
+    worker = Worker(endpoint, arena, scorer, batcher, running, hosted, settings.keep_entries)
     pulse = Pulse(child, longest_batch)
     child.report(Up(_summary(arena, model, settings)))
     launcher = os.getppid()
-    worker.run(child.is_orphaned, lambda: pulse.beat(encoder.busy_seconds() if encoder is not None else 0.0))
+    worker.run(child.is_orphaned, lambda: pulse.beat(hosted.busy_seconds() if hosted is not None else 0.0))
     endpoint.close()
     if os.getppid() != launcher:  # it was killed, so it cannot clear away itself
         remove_run_directory(Path(settings.running_path).parent)
     return 0
 
 
-def _warm_up(arena: Arena, scorer: object) -> float:
+def _make_arena(
+    child: Child, settings: WorkerSettings, model: LoadedModel | None, device: torch.device, taken: int
+) -> Arena:
+    """The store's memory: what was asked for, or what is left of the device.
+
+    Args:
+        taken: bytes of a CUDA device that were in use before anything was loaded.
+
+    Raises:
+        TooLittleMemory, TooLarge: there is no such room.
+    """
+    from scorer_worker.arena import Arena
+    from scorer_worker.device import store_dtype
+    from scorer_worker.memory_plan import TooLittleMemory, plan_memory
+
+    dim = model.spec.dim if model is not None else settings.dim
+    size = settings.cache_bytes
+    if device.type == "cuda":
+        plan = plan_memory(device, taken, settings.gpu_memory_utilization, size)
+        for line in plan.describe():
+            child.report(Progress(line))
+        size = plan.store
+    assert dim is not None and size is not None
+    try:
+        return Arena(size, dim, store_dtype(settings.embedding_dtype, device), device)
+    except RuntimeError as error:  # the allocator's; of many lines, the first says it
+        raise TooLittleMemory(f"--embedding-cache-size {size}: {str(error).splitlines()[0]}") from None
+
+
+def _warm_up(arena: Arena, scorer: Scorer, batch_work: int) -> float:
     """One batch of full size through the real store and kernel, so that the first request does not pay for it.
 
     Returns:
@@ -118,10 +154,9 @@ def _warm_up(arena: Arena, scorer: object) -> float:
     """
     import torch
 
-    from scorer_worker.scorer import PairGroup, Scorer
+    from scorer_worker.scorer import PairGroup
     from scorer_worker.store import NewEntry
 
-    assert isinstance(scorer, Scorer)
     rows = min(64, arena.directory.max_job_rows // 8)
     texts = [NewEntry(bytes([number]) * 16, rows, 0, keep=False) for number in range(4)]
     entries = arena.directory.admit([], texts)
@@ -133,28 +168,34 @@ def _warm_up(arena: Arena, scorer: object) -> float:
     scorer.score([PairGroup(entries[0], entries[1:])])
     elapsed = time.monotonic() - started
     arena.directory.unpin(entries)
-    return elapsed * BATCH_WORK / (3 * rows * rows * arena.rows.shape[1])
+    return elapsed * batch_work / (3 * rows * rows * arena.rows.shape[1])
 
 
-def _host_encoder(
-    child: Child, settings: WorkerSettings, model: LoadedModel, arena: Arena
-) -> tuple[HostedEncoder, SelfCheck]:
+def _load_encoder(
+    child: Child, settings: WorkerSettings, model: LoadedModel, device: torch.device
+) -> tuple[Encoder, SelfCheck]:
     """The encoder, and what its self-check found.
 
     Raises:
         ModelError: its weights are not as its configuration says, or it computes other scores than it should.
     """
     child.report(Progress(f"loading {model.spec.name}"))
-    from engine.encode_queue import EncodeQueue
     from engine.encoder import Encoder
-    from engine.encoder_thread import EncoderThread
     from engine.self_check_record import ensure_checked
+
+    asked = settings.model
+    assert asked is not None
+    encoder = Encoder.load(model, str(device), asked.dtype, settings.threads, asked.deterministic)
+    child.report(Progress("self-check: comparing scores with a plain encoder's"))
+    return encoder, ensure_checked(model, encoder, settings.cache_directory)
+
+
+def _host(settings: WorkerSettings, model: LoadedModel, arena: Arena, encoder: Encoder) -> HostedEncoder:
+    """Queue and thread of the encoder."""
+    from engine.encode_queue import EncodeQueue
+    from engine.encoder_thread import EncoderThread
     from scorer_worker.hosted_encoder import HostedEncoder
 
-    assert settings.model is not None
-    encoder = Encoder.load(model, "cpu", settings.model.dtype, settings.threads, settings.model.deterministic)
-    child.report(Progress("self-check: comparing scores with a plain encoder's"))
-    self_check = ensure_checked(model, encoder, settings.cache_directory)
     skipped = {
         "query": frozenset(model.spec.query.skip_token_ids),
         "document": frozenset(model.spec.document.skip_token_ids),
@@ -164,10 +205,9 @@ def _host_encoder(
         return sum(token_id not in skipped[role] for token_id in token_ids)
 
     running = RunningFile(Path(settings.running_path + ".encoder"))
-    hosted = HostedEncoder(
+    return HostedEncoder(
         EncodeQueue(settings.max_batch_tokens), EncoderThread(encoder), arena, running, encoder.check, num_rows
     )
-    return hosted, self_check
 
 
 def _describe(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from scorer_worker.store import ROW_GRAIN, Entry, StoreDirectory, slab_rows_for
@@ -46,6 +48,36 @@ class Arena:
         if entry.rows and padding:
             self.rows[end : end + padding] = embeddings[-1]
         self.directory.fill(entry)
+
+    def write_batch(self, entries: Sequence[Entry], embeddings: torch.Tensor) -> None:
+        """Fill reserved entries with the embeddings of a batch, in one pass on a device where each launch costs.
+
+        Args:
+            embeddings: [sum of the entries' rows, dim], one entry after the other, on the arena's device.
+        """
+        if self.rows.device.type == "cpu":
+            rows = torch.split(embeddings, [entry.rows for entry in entries])
+            for entry, own in zip(entries, rows, strict=True):
+                self.write(entry, own)
+            return
+        places, sources = _padded_places(entries)
+        if len(places):
+            embeddings.record_stream(torch.cuda.current_stream())  # made on the encoder's
+            where = torch.stack([places, sources]).pin_memory().to(self.rows.device, non_blocking=True)
+            self.rows[where[0]] = embeddings[where[1]].to(self.rows.dtype)
+        for entry in entries:
+            self.directory.fill(entry)
+
+
+def _padded_places(entries: Sequence[Entry]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the arena, padding included, and for each the row of the batch that belongs there: [n] int64 each."""
+    starts = torch.tensor([entry.start for entry in entries])
+    rows = torch.tensor([entry.rows for entry in entries])
+    padded = (rows + (ROW_GRAIN - 1)) // ROW_GRAIN * ROW_GRAIN
+    owner = torch.repeat_interleave(padded)
+    within = torch.arange(len(owner)) - (torch.cumsum(padded, 0) - padded)[owner]
+    first = torch.cumsum(rows, 0) - rows
+    return starts[owner] + within, first[owner] + torch.minimum(within, rows[owner] - 1)
 
 
 def as_tensor(data: memoryview, dtype: str, rows: int, dim: int) -> torch.Tensor:

@@ -115,11 +115,8 @@ class HostedEncoder:
         self._counters["encoded_texts"] += len(finished.texts)
         self._counters["encoded_tokens"] += sum(len(text.token_ids) for text in finished.texts)
         self._counters["encode_seconds"] += finished.seconds
-        filled: list[Entry] = []
-        for text, embeddings in zip(finished.texts, finished.embeddings, strict=True):
-            entry = self._entries.pop(text.key)
-            self._arena.write(entry, embeddings)
-            filled.append(entry)
+        filled = [self._entries.pop(text.key) for text in finished.texts]
+        self._arena.write_batch(filled, finished.embeddings)
         for key, waiters in self._queue.finish(finished.texts):
             for name in waiters:
                 yield name, key

@@ -178,7 +178,7 @@ def test_packed_batch_counts_positions_in_every_text() -> None:
     assert list(batch.attended) == [3, 1, 1]
 
 
-@pytest.mark.parametrize(("device", "dtype", "field"), [("cuda", "auto", "device"), ("cpu", "int8", "dtype")])
+@pytest.mark.parametrize(("device", "dtype", "field"), [("mps", "auto", "device"), ("cpu", "int8", "dtype")])
 def test_other_device_or_dtype_is_named(directory: Path, device: str, dtype: str, field: str) -> None:
     with pytest.raises(ValueError, match=f"{field}: "):
         Encoder.load(load_model(ModelSettings(model=str(directory))), device, dtype, 1)

@@ -62,6 +62,7 @@ EXAMPLES = {  # for every option: text that differs from the default, more that 
     "uds": ("/maxsimd.sock", [], "/maxsimd.sock"),
     "api_server_count": ("7", [], 7),
     "device": ("cpu", [], "cpu"),
+    "gpu_memory_utilization": ("0.5", [], 0.5),
     "dtype": ("float32", [], "float32"),
     "deterministic": ("1", [], True),
     "cache_directory": ("/tmp/cache", [], "/tmp/cache"),
@@ -233,8 +234,18 @@ def test_the_default_store_is_a_fifth_of_the_memory(
     monkeypatch: pytest.MonkeyPatch, memory: int, expected: int
 ) -> None:
     monkeypatch.setattr(config_module, "available_memory", lambda: memory)
-    assert serve().cache_bytes == expected
-    assert serve("--embedding-cache-size", "64MiB").cache_bytes == 64 * 2**20
+    assert serve().cache_bytes("cpu") == expected
+    assert serve("--embedding-cache-size", "64MiB").cache_bytes("cpu") == 64 * 2**20
+
+
+def test_the_default_store_on_cuda_is_what_the_memory_plan_leaves() -> None:
+    assert serve().cache_bytes("cuda") is None
+    assert serve("--embedding-cache-size", "64MiB").cache_bytes("cuda") == 64 * 2**20
+
+
+def test_the_default_batch_follows_the_device() -> None:
+    assert (serve().batch_tokens("cpu"), serve().batch_tokens("cuda")) == (1024, 16_384)
+    assert serve("--max-batch-tokens", "4096").batch_tokens("cuda") == 4096
 
 
 @pytest.mark.parametrize(
