@@ -8,6 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import msgspec
+
+from frontend.bench.config import BenchConfig
+from frontend.bench.config import options as bench_options
 from frontend.config import ServeConfig, build_config, options
 from frontend.options import ConfigError, ManualParser, NamedOption, add_options, read
 from frontend.version import VERSION
@@ -46,18 +50,37 @@ CHECK_EPILOG = """\
 exit codes:
   0 it can be served    1 it computes other scores than it should    2 it cannot be loaded
 """
-CHECK_FIELDS = ("model", "query_length", "document_length", "dtype")
+CHECK_FIELDS = ("model", "query_length", "document_length", "dtype", "deterministic")
+BENCH_DESCRIPTION = """\
+Ask a server for reranking and measure it: closed loop (so many requests at a time) or open loop
+(so many per second), from several processes, with the requests of vllm bench serve or others.
+Any server with a /rerank endpoint can be measured.
+"""
+BENCH_EPILOG = """\
+examples:
+  maxsimd bench --num-prompts 2000 --random-input-len 2048 --random-range-ratio 0.5
+  maxsimd bench --dataset-name synthetic --documents 1000 --repeated 1 --max-concurrency 8
+  maxsimd bench --dataset-name jsonl --dataset-path requests.jsonl --request-rate 50
 
-Command = Literal["serve", "check"]
+exit codes:
+  0 every request was answered    1 some were not    2 a setting is wrong
+"""
+
+Command = Literal["serve", "check", "bench"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. A wrong setting is one line on stderr and exit code 2."""
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        command, config = parse_command(sys.argv[1:] if argv is None else argv, os.environ)
+        command, config = parse_command(arguments, os.environ)
     except ConfigError as error:
         sys.stderr.write(f"maxsimd: {error}\n")
         return EXIT_USAGE
+    if isinstance(config, BenchConfig):
+        from frontend.bench import run as bench
+
+        return bench.run(config)
     if command == "check":
         from frontend import check
 
@@ -71,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return launcher.run(config)
 
 
-def parse_command(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Command, ServeConfig]:
+def parse_command(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Command, ServeConfig | BenchConfig]:
     """The command and its settings, from the arguments and the environment. `check` has some of those of `serve`.
 
     Raises:
@@ -80,15 +103,27 @@ def parse_command(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[
     """
     arguments = build_parser().parse_args(argv)
     command: Command = arguments.command
-    return command, build_config(read(_options_of(command), arguments, environment))
+    given = read(_options_of(command), arguments, environment)
+    return command, _build_bench(given) if command == "bench" else build_config(given)
+
+
+def _build_bench(given: Mapping[str, object]) -> BenchConfig:
+    try:
+        return msgspec.convert(given, BenchConfig)
+    except msgspec.ValidationError as error:  # msgspec wraps the ConfigError of __post_init__
+        raise ConfigError(str(error)) from None
 
 
 def parse_command_line(argv: Sequence[str], environment: Mapping[str, str]) -> ServeConfig:
-    """The settings alone; see `parse_command`."""
-    return parse_command(argv, environment)[1]
+    """The settings of `serve` or `check` alone; see `parse_command`."""
+    config = parse_command(argv, environment)[1]
+    assert isinstance(config, ServeConfig)
+    return config
 
 
 def _options_of(command: Command) -> list[NamedOption]:
+    if command == "bench":
+        return bench_options()
     return [named for named in options() if command == "serve" or named.field in CHECK_FIELDS]
 
 
@@ -97,26 +132,34 @@ def build_parser() -> argparse.ArgumentParser:
     parser = ManualParser(prog="maxsimd", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"maxsimd {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
-    serve = commands.add_parser(
+
+    def add(command: Command, arguments: str, summary: str, description: str, epilog: str) -> None:
+        own = commands.add_parser(
+            command,
+            help=summary,
+            description=description,
+            epilog=epilog,
+            usage=f"maxsimd {command} {arguments}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        add_options(own, _options_of(command))
+
+    add(
         "serve",
-        help="serve rerank and score requests over HTTP (maxsimd serve --help lists the options)",
-        description=SERVE_DESCRIPTION,
-        epilog=SERVE_EPILOG,
-        usage="maxsimd serve [MODEL] [options]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "[MODEL] [options]",
+        "serve rerank and score requests over HTTP (maxsimd serve --help lists the options)",
+        SERVE_DESCRIPTION,
+        SERVE_EPILOG,
     )
-    add_options(serve, _options_of("serve"))
-    check = commands.add_parser(
+    add(
         "check",
-        help="load a model, show what it makes of texts, and check what it computes",
-        description=CHECK_DESCRIPTION,
-        epilog=CHECK_EPILOG,
-        usage="maxsimd check [MODEL] [options]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "[MODEL] [options]",
+        "load a model, show what it makes of texts, and check what it computes",
+        CHECK_DESCRIPTION,
+        CHECK_EPILOG,
     )
-    add_options(check, _options_of("check"))
+    add("bench", "[options]", "measure a server that reranks", BENCH_DESCRIPTION, BENCH_EPILOG)
     return parser
 
 

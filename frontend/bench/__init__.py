@@ -1,0 +1,1 @@
+"""`maxsimd bench`: a load generator that needs neither torch nor numpy."""
