@@ -16,7 +16,7 @@ from frontend.auth import client_tag
 from frontend.body import announced_size, read_body
 from frontend.embeddings_input import decode_embeddings
 from frontend.errors import HttpError, RequestFailed, invalid
-from frontend.keys import effective_limit, key_maker
+from frontend.keys import bytes_of, effective_limit, key_maker
 from frontend.metrics import Metrics
 from frontend.ranking import EmbeddingsInput, Input, Ranker, RankingResult, RankingTask, TextInput
 from frontend.schemas import InputBody, InputObject, RerankBody, ScoreBody, text_of
@@ -60,6 +60,7 @@ class Call:
         self._body = body
         self._request = request
         self._started = started
+        self._text_bytes = 0  # of the texts that `_read` has seen
         self._key_digest: str = request.scope.get("maxsimd.key", "")
 
     def take_body(self) -> bytes:
@@ -110,8 +111,7 @@ class Call:
         query_names = [query_field] if pairs is None else [f"{query_field}[{i}]" for i in range(len(queries))]
         query_inputs = self._read(body, "query", queries, query_names, lengths["query"], truncation)
         document_inputs = self._read(body, "document", documents, document_field, lengths["document"], truncation)
-        texts = (value.text for value in (*query_inputs, *document_inputs) if isinstance(value, TextInput))
-        self._ticket.set_text_bytes(sum(map(_size, texts)))
+        self._ticket.set_text_bytes(self._text_bytes)
         return RankingTask(
             queries=query_inputs,
             documents=document_inputs,
@@ -176,7 +176,7 @@ class Call:
         limit: int,
         truncation: bool,
     ) -> list[Input]:
-        make_key: Callable[[str], bytes] | None = None
+        make_key: Callable[[bytes], bytes] | None = None
         result: list[Input] = []
         for index, value in enumerate(inputs):
             if isinstance(value, str):
@@ -192,12 +192,14 @@ class Call:
             if role == "query" and not text.strip():
                 name = names if isinstance(names, str) else names[index]
                 raise invalid(f"{name}: empty", name)
-            result.append(TextInput(text, make_key(text)))
+            data = bytes_of(text)  # once: a text that is not ASCII costs ten times as much as one that is
+            self._text_bytes += len(data)
+            result.append(TextInput(text, make_key(data)))
         return result
 
     def _key_maker(
         self, body: RerankBody | ScoreBody, role: Role, limit: int, truncation: bool
-    ) -> Callable[[str], bytes]:
+    ) -> Callable[[bytes], bytes]:
         self._need_encoder()
         fingerprint = self.api.ranker.fingerprint
         assert fingerprint is not None
@@ -265,11 +267,6 @@ async def admitted(request: Request) -> AsyncIterator[Call]:
         yield Call(request, await read_body(request, limit, timeout, ticket.set_body_bytes), started, ticket)
     finally:
         ticket.release()
-
-
-def _size(text: str) -> int:
-    """Bytes in UTF-8, counted without making them where they are one to a character."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _embeddings_of(value: InputBody, name: str) -> EmbeddingsInput:

@@ -141,13 +141,14 @@ class _TextWriter:
         self._tokenizer = plain_copy(tokenizer)
         self._choose = choose
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
-        candidates = sorted({token.lstrip("▁Ġ") for token in vocabulary if token.lstrip("▁Ġ").isalpha()})
+        stems = {token.lstrip("▁Ġ") for token in vocabulary}
+        candidates = sorted(stem for stem in stems if stem.isalpha() and stem.isascii())
         choose.shuffle(candidates)
         words = candidates[:20_000]
         encoded = self._tokenizer.encode_batch_fast([f"{word} {word}" for word in words], add_special_tokens=False)
         self._words = [word for word, ids in zip(words, encoded, strict=True) if len(ids) == 2]
         if not self._words:
-            raise DatasetError("--tokenizer: no word of its vocabulary is one token")
+            raise DatasetError("--tokenizer: no ASCII word of its vocabulary is one token")
 
     def text(self, tokens: int) -> str:
         return " ".join(self._choose.choices(self._words, k=tokens))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend.errors import RequestFailed
-from frontend.keys import effective_limit, key_maker
+from frontend.keys import bytes_of, effective_limit, key_maker
 from ipc.messages import KEY_BYTES, ModelSpec, Role, TextSpec
 
 FINE: dict[str, Any] = {
@@ -40,7 +40,7 @@ def test_keys_are_equal_exactly_where_everything_is(
     a: dict[str, Any], text_a: str, b: dict[str, Any], text_b: str
 ) -> None:
     is_same = (a, text_a) == (b, text_b)
-    assert (key_maker(**a)(text_a) == key_maker(**b)(text_b)) == is_same
+    assert (key_maker(**a)(bytes_of(text_a)) == key_maker(**b)(bytes_of(text_b))) == is_same
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_keys_are_equal_exactly_where_everything_is(
     ],
 )
 def test_each_part_changes_the_key(part: str, value: object) -> None:
-    assert key_maker(**{**FINE, part: value})("text") != key_maker(**FINE)("text")
+    assert key_maker(**{**FINE, part: value})(b"text") != key_maker(**FINE)(b"text")
 
 
 def test_a_part_cannot_lend_its_bytes_to_its_neighbour() -> None:
-    assert key_maker(**{**FINE, "salt": b"ab"})("c") != key_maker(**{**FINE, "salt": b"a"})("bc")
+    assert key_maker(**{**FINE, "salt": b"ab"})(b"c") != key_maker(**{**FINE, "salt": b"a"})(b"bc")
 
 
 def test_a_key_is_the_keyed_hash_of_length_prefixed_parts() -> None:
@@ -68,7 +68,7 @@ def test_a_key_is_the_keyed_hash_of_length_prefixed_parts() -> None:
     for text in ("", "text", "é\0" * 5000, "text"):
         fields = (b"f" * 16, b"document", b"180", b"cut", b"salt", text.encode())
         whole = b"".join(len(field).to_bytes(8, "little") + field for field in fields)
-        assert make(text) == hashlib.blake2b(whole, digest_size=KEY_BYTES, key=b"s" * 32).digest()
+        assert make(bytes_of(text)) == hashlib.blake2b(whole, digest_size=KEY_BYTES, key=b"s" * 32).digest()
 
 
 # --- effective limits ---------------------------------------------------------------------------------------------
