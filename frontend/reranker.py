@@ -5,6 +5,9 @@ clients' own embeddings are supplied with the first. So documents seen before co
 transfer, and eviction, a restarted worker, an empty cache and the first request are one code path. The first retry
 supplies what was missing, the second supplies every text, so three `Score`s suffice.
 
+Where the worker hosts the encoder, a few texts that were not asked for here lately, as a query nearly always is, go
+with the first `Score` as token ids: it is cheaper to send them in vain than to hear that they are missing.
+
     R1  Requests are cut into parts: at most `max_job_rows` rows and PART_BYTES of supplied embeddings each. Scores are
         independent per pair, so the cut is not visible.
     R2  All parts of this process together hold at most the byte budget in embeddings; one request has at most two in
@@ -25,6 +28,7 @@ from dataclasses import dataclass, field
 from frontend.byte_budget import ByteBudget
 from frontend.errors import invalid
 from frontend.ranking import EmbeddingsInput, RankingResult, RankingTask, TextInput, Timings
+from frontend.recent_keys import RecentKeys
 from frontend.tokenizer import StatelessTokenizer
 from ipc.arrays import ITEM_BYTES, FrameWriter
 from ipc.client import Frames, Service, ServiceClient
@@ -50,6 +54,8 @@ BUDGET_BYTES = 32 * 2**20
 PARTS_IN_FLIGHT = 2  # of one request: one is encoded while another is scored
 TOKENISE_TEXTS = 128  # texts in one call of the tokenizer: bounds its memory
 ATTEMPTS = 3
+FEW_TEXTS = 4  # that are supplied before they are missed
+RECENT_KEYS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,7 @@ class Reranker:
         self.encoded_tokens = 0
         self._executor = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="tokenise")
         self._budget = ByteBudget(BUDGET_BYTES)
+        self.recent = RecentKeys(RECENT_KEYS)
         self._model: _Model | None = None
         self._building: asyncio.Task[None] | None = None
 
@@ -111,6 +118,7 @@ class Reranker:
         loop = asyncio.get_running_loop()
         tokenizer = await loop.run_in_executor(self._executor, StatelessTokenizer, spec, service.tokenizer)
         self._model = _Model(service.ready.fingerprint, spec, tokenizer)
+        self.recent.clear()
 
     def close(self) -> None:
         """Stop the tokenising threads."""
@@ -206,8 +214,11 @@ class _Ranking:
         service = await self._wait_worker()
         self._check(service)
         by_value = {i for i, text in enumerate(self._texts) if isinstance(text, EmbeddingsInput)}
-        parts = self._split(range(self._num_pairs), by_value, service)
+        new = self._new_texts(service)
+        await self._prepare(new)
+        parts = self._split(range(self._num_pairs), by_value | new, service)
         await _all([self._score_part(part, 1) for part in parts])
+        self._reranker.recent.add(self._keys[text] for text in self._few_texts())
         queries = self._num_queries
         return RankingResult(
             scores=self._scores,
@@ -217,6 +228,18 @@ class _Ranking:
             encoded_tokens=self._encoded_tokens,
             timings=self._timings,
         )
+
+    def _few_texts(self) -> list[int]:
+        """The texts that are worth remembering: all of a small request, of a large one its queries."""
+        count = len(self._texts) if len(self._texts) <= FEW_TEXTS else self._num_queries
+        return [text for text in range(count) if isinstance(self._texts[text], TextInput)]
+
+    def _new_texts(self, service: Service) -> set[int]:
+        """Texts to supply at once: a few, that were not asked for lately."""
+        if self._engine is not None or not service.ready.hosts_encoder or self._reranker.spec is None:
+            return set()
+        new = {text for text in self._few_texts() if self._keys[text] not in self._reranker.recent}
+        return new if len(new) <= FEW_TEXTS else set()
 
     @property
     def _num_pairs(self) -> int:
@@ -506,8 +529,11 @@ class _Ranking:
         small message.
         """
         limit = service.ready.limits.max_job_rows
-        if not supply and len(self._texts) * self._longest <= limit:
-            return [_Part(pairs)]  # what is asked for again and again costs nothing for each document here
+        is_light = len(supply) <= FEW_TEXTS and all(
+            text < self._num_queries and isinstance(self._texts[text], TextInput) for text in supply
+        )
+        if is_light and len(self._texts) * self._longest <= limit:
+            return [_Part(pairs, supply)]  # what is asked for again and again costs nothing for each document here
         named = [p for p in pairs if self._pair(p)[1] not in supply] if supply else pairs
         carried = [p for p in pairs if self._pair(p)[1] in supply] if supply else []
         return [*self._cut(named, supply, limit), *self._cut(carried, supply, limit)]

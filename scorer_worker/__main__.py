@@ -202,7 +202,8 @@ def _host(settings: WorkerSettings, model: LoadedModel, arena: Arena, encoder: E
     }
 
     def num_rows(role: str, token_ids: memoryview) -> int:
-        return sum(token_id not in skipped[role] for token_id in token_ids)
+        some = skipped[role]
+        return len(token_ids) - sum(map(some.__contains__, token_ids)) if some else len(token_ids)
 
     running = RunningFile(Path(settings.running_path + ".encoder"))
     return HostedEncoder(

@@ -137,6 +137,10 @@ def test_hosted_encoder_gives_the_same_scores(start: Callable[..., Server], shar
     server = start("--api-server-count", "2", "--engine-placement", "worker", "--embedding-cache-size", "64MiB")
     assert not server.children("engine")
     assert server.scores(QUERY, TEXTS) == pytest.approx(shared_server.scores(QUERY, TEXTS), abs=1e-4)
+    missed, asked = server.metric("maxsimd_worker_store_misses"), server.metric("maxsimd_worker_requests")
+    server.scores("a query that nobody has asked before", TEXTS)
+    assert server.metric("maxsimd_worker_store_misses") == missed, "a new query goes with the first Score"
+    assert server.metric("maxsimd_worker_requests") == asked + 1
     load = Load(server, seed=5)
     asyncio.run(under_load(load, 6, lambda: kill(server, "scorer_worker")))
     assert load.problems == [] and load.resets == 0
