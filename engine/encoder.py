@@ -58,6 +58,7 @@ class Encoder:
         self.dtype = dtype
         self.device = device
         self.is_deterministic = is_deterministic
+        self.dim = model.spec.dim
         self._max_positions = model.max_positions
         self._vocab_size = model.vocab_size
         self._specs: dict[Role, TextSpec] = {"query": model.spec.query, "document": model.spec.document}

@@ -5,6 +5,7 @@ The control thread goes on answering while a batch runs: torch releases the inte
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import select
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 import torch
 
 from engine.encode_queue import QueuedText
-from engine.encoder import Encoder
+from engine.encoder import EncodedTexts, Encoder
 from engine.packing import PackedTexts
+
+_log = logging.getLogger("maxsimd.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class EncodedBatch:
     texts: Sequence[QueuedText]
     embeddings: torch.Tensor  # [sum(rows), dim], one text after the other; the device has finished them
     rows: list[int]  # [n]
+    failed: frozenset[int]  # places of texts for which the device had no memory, not even alone; they have no rows
     seconds: float
 
     def split(self) -> Sequence[torch.Tensor]:
@@ -98,9 +102,10 @@ class EncoderThread:
         while (texts := self._batches.get()) is not None:
             started = time.monotonic()
             try:
-                encoded = self._encoder.encode(PackedTexts.of(texts))
+                encoded, failed = self._encode(texts)
                 self._finish()
-                self._finished.put(EncodedBatch(texts, encoded.embeddings, encoded.rows, time.monotonic() - started))
+                seconds = time.monotonic() - started
+                self._finished.put(EncodedBatch(texts, encoded.embeddings, encoded.rows, failed, seconds))
             except BaseException as error:  # noqa: BLE001 - handed over: the control thread raises it
                 self._finished.put(error)
             os.eventfd_write(self.descriptor, 1)
@@ -111,3 +116,22 @@ class EncoderThread:
             event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             event.record()
             event.synchronize()
+
+    def _encode(self, texts: Sequence[QueuedText]) -> tuple[EncodedTexts, frozenset[int]]:
+        """The embeddings, and the places of the texts that have none for want of memory.
+
+        Another process may have filled the device since the memory plan was made: the batch is halved until it fits.
+        """
+        try:
+            return self._encoder.encode(PackedTexts.of(texts)), frozenset()
+        except torch.OutOfMemoryError:
+            pass  # only after this block does the exception let go of the attempt's tensors
+        torch.cuda.empty_cache()
+        half = len(texts) // 2
+        if not half:
+            _log.warning("the device has no memory for a text of %d tokens", len(texts[0].token_ids))
+            return EncodedTexts(torch.empty(0, self._encoder.dim, device=self._encoder.device), [0]), frozenset([0])
+        left, failed_left = self._encode(texts[:half])
+        right, failed_right = self._encode(texts[half:])
+        together = EncodedTexts(torch.cat([left.embeddings, right.embeddings]), left.rows + right.rows)
+        return together, failed_left | {half + place for place in failed_right}

@@ -7,7 +7,8 @@ H2  A text is dropped before it is encoded only when its last waiter is gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from engine.encode_queue import EncodeQueue
 from engine.encoder_thread import EncoderThread
@@ -15,6 +16,15 @@ from ipc.running import RequestName, RunningFile
 from scorer_worker.arena import Arena
 from scorer_worker.jobs import Job, SuppliedIds
 from scorer_worker.store import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """A job no longer waits for an entry: it is filled, or the device has no memory to encode its text."""
+
+    job: RequestName
+    key: bytes
+    is_filled: bool
 
 
 class HostedEncoder:
@@ -101,26 +111,27 @@ class HostedEncoder:
             self._running.write(self._queue.running_waiters())
             self._thread.submit(batch)
 
-    def take_finished(self) -> Iterator[tuple[RequestName, bytes]]:
-        """Fill the entries of a finished batch.
-
-        Yields:
-            (job, key) for each job that waited for an entry that is now filled.
-        """
+    def take_finished(self) -> list[EncodedText]:
+        """Fill the entries of a finished batch: one item for each job that waited for each of them."""
         finished = self._thread.take()
         if finished is None:
-            return
+            return []
         self._running.clear()
         self._counters["encode_batches"] += 1
         self._counters["encoded_texts"] += len(finished.texts)
         self._counters["encoded_tokens"] += sum(len(text.token_ids) for text in finished.texts)
         self._counters["encode_seconds"] += finished.seconds
-        filled = [self._entries.pop(text.key) for text in finished.texts]
+        entries = [self._entries.pop(text.key) for text in finished.texts]
+        filled = [entry for place, entry in enumerate(entries) if place not in finished.failed]
         self._arena.write_batch(filled, finished.embeddings)
-        for key, waiters in self._queue.finish(finished.texts):
-            for name in waiters:
-                yield name, key
-        self._arena.directory.unpin(filled)
+        unencoded = {finished.texts[place].key for place in finished.failed}
+        waited = [
+            EncodedText(name, key, key not in unencoded)
+            for key, waiters in self._queue.finish(finished.texts)
+            for name in waiters
+        ]
+        self._arena.directory.unpin(entries)
+        return waited
 
     def statistics(self) -> dict[str, float]:
         return dict(self._counters)

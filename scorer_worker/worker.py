@@ -275,11 +275,15 @@ class Worker:
         """Embeddings that the encoder has made; jobs that have all of theirs are scored."""
         if self._encoder is None:
             return
-        for name, key in self._encoder.take_finished():
-            job = self._jobs.get(name)
+        for text in self._encoder.take_finished():
+            job = self._jobs.get(text.job)
             if job is None:
                 continue
-            job.unfilled.discard(key)
+            if not text.is_filled:
+                self._endpoint.fail(job.name, ErrorCode.UNAVAILABLE, "the device has no memory to encode a text", 1000)
+                self._end(job)
+                continue
+            job.unfilled.discard(text.key)
             if not job.unfilled and job.state is JobState.ENCODING:
                 self._start_scoring(job)
 

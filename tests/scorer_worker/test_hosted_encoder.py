@@ -1,0 +1,113 @@
+"""A device without memory: batches are halved until they fit, and only what cannot fit fails."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.encode_queue import EncodeQueue, QueuedText
+from engine.encoder import EncodedTexts, Encoder
+from engine.encoder_thread import EncodedBatch, EncoderThread
+from engine.packing import PackedTexts
+from ipc.arrays import FrameWriter
+from ipc.messages import Score
+from ipc.running import RunningFile
+from ipc.service import Request
+from scorer_worker.arena import Arena
+from scorer_worker.hosted_encoder import HostedEncoder
+from scorer_worker.jobs import Job, SuppliedIds, read_job
+from scorer_worker.store import EntryState, NewEntry
+
+DIM = 4
+CPU = torch.device("cpu")
+
+
+@dataclass
+class SmallDevice:
+    """An encoder on a device that has room for so many tokens at a time; a row is its text's length and its place."""
+
+    room: int
+    device: torch.device = CPU
+    dim: int = DIM
+    batches: list[list[int]] = field(default_factory=list)
+
+    def encode(self, texts: PackedTexts) -> EncodedTexts:
+        if len(texts.token_ids) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.batches.append(list(texts.lengths))
+        rows = [[float(length), float(place), 0.0, 0.0] for length in texts.lengths for place in range(length)]
+        return EncodedTexts(torch.tensor(rows).view(-1, DIM), list(texts.lengths))
+
+
+@pytest.fixture
+def made() -> Iterator[list[EncoderThread]]:
+    threads: list[EncoderThread] = []
+    yield threads
+    for thread in threads:
+        thread.close()
+
+
+def run(thread: EncoderThread, lengths: list[int]) -> EncodedBatch:
+    texts = [
+        QueuedText(number.to_bytes(16, "little"), "document", memoryview(array("i", [0] * length)), 0)
+        for number, length in enumerate(lengths)
+    ]
+    thread.submit(texts)
+    batch = None
+    while batch is None:
+        thread.wait()
+        batch = thread.take()
+    return batch
+
+
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8), room=st.integers(1, 30))
+def test_a_batch_is_halved_until_it_fits(lengths: list[int], room: int) -> None:
+    thread = EncoderThread(cast(Encoder, SmallDevice(room)))
+    try:
+        batch = run(thread, lengths)
+    finally:
+        thread.close()
+    assert batch.failed == {place for place, length in enumerate(lengths) if length > room}
+    for place, (length, rows) in enumerate(zip(lengths, batch.split(), strict=True)):
+        assert len(rows) == (0 if place in batch.failed else length)
+        assert rows[:, 0].tolist() == [float(length)] * len(rows)
+        assert rows[:, 1].tolist() == list(map(float, range(len(rows))))
+
+
+def test_only_who_waits_for_the_text_that_cannot_fit_is_told(tmp_path: Path, made: list[EncoderThread]) -> None:
+    arena = Arena(2**16, DIM, torch.float32, torch.device("cpu"))
+    made.append(EncoderThread(cast(Encoder, SmallDevice(room=10))))
+    running = RunningFile(tmp_path / "running")
+    hosted = HostedEncoder(EncodeQueue(100), made[0], arena, running, lambda ids: None, lambda role, ids: len(ids))
+    entries = {}
+    for number, length in enumerate([4, 20, 6]):
+        key = bytes([number]) * 16
+        reserved = arena.directory.admit([], [NewEntry(key, length, length)])
+        assert reserved is not None
+        entries[number] = reserved[0]
+        hosted.add(reserved[0], SuppliedIds(0, "document", memoryview(array("i", [0] * length)), 0), job(number, key))
+    hosted.launch()
+    made[0].wait()
+    told = {text.job[1]: text.is_filled for text in hosted.take_finished()}
+    assert told == {0: True, 1: False, 2: True}
+    for number, entry in entries.items():
+        arena.directory.unpin([entry])  # as the worker does when the job ends
+        assert entry.state is (EntryState.GONE if number == 1 else EntryState.FILLED)
+    arena.directory.check_integrity()
+    assert arena.rows[entries[2].start : entries[2].start + 6, 0].tolist() == [6.0] * 6
+
+
+def job(number: int, key: bytes) -> Job:
+    writer = FrameWriter()
+    keys = writer.add_keys([key, key])
+    message = Score(0, number, b"someone!", 0, 1, 1, keys)
+    frames = [memoryview(frame).cast("B") for frame in writer.frames]
+    return read_job(Request((b"i" * 16, number), message, frames, 1e9), False, 0.0)
