@@ -127,6 +127,11 @@ class EncodeQueue:
         self._running.update((text.key, text) for text in batch)
         return batch
 
+    @property
+    def has_full_batch(self) -> bool:
+        """Whether the texts that wait fill the budget."""
+        return self._waiting_tokens >= self._max_batch_tokens
+
     def running_waiters(self) -> list[RequestName]:
         """Who waits for texts that run."""
         return list({waiter: None for text in self._running.values() for waiter in text.waiters})

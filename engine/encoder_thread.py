@@ -11,6 +11,7 @@ import queue
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,8 +39,22 @@ class EncodedBatch:
         return torch.split(self.embeddings, self.rows)
 
 
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A batch that the device has been told to encode."""
+
+    texts: Sequence[QueuedText]
+    encoded: EncodedTexts
+    failed: frozenset[int]
+    started: float
+    done: torch.cuda.Event | None  # None: it is done
+
+
 class EncoderThread:
     """Runs an `Encoder` beside the control thread.
+
+    On CUDA two batches may be on their way: the next one is launched while the device still has the one before, so that
+    it never waits for a batch to be planned.
 
     An exception while encoding is not caught here: `take` raises it in the control thread, which ends the process (what
     users send has been checked before, so it is our own fault, and a fresh process is the only state we can trust).
@@ -47,26 +62,37 @@ class EncoderThread:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
+        self._depth = 2 if encoder.device.type == "cuda" else 1
         self._batches: queue.SimpleQueue[Sequence[QueuedText] | None] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[EncodedBatch | BaseException] = queue.SimpleQueue()
-        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable when a batch is finished
-        self._busy_since: float | None = None
+        # readable while a finished batch has not been taken
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+        self._submitted = 0  # batches that have not been taken
+        self._busy_since = 0.0
+        self._last_delivery = 0.0
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
         self._thread.start()
 
     @property
-    def is_busy(self) -> bool:
-        """Whether a batch runs or waits to be taken."""
-        return self._busy_since is not None
+    def is_idle(self) -> bool:
+        """Whether no batch runs or waits to be taken."""
+        return not self._submitted
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another batch may be submitted."""
+        return self._submitted < self._depth
 
     def busy_seconds(self) -> float:
-        """How long the running batch has been running; 0 if there is none."""
-        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+        """How long the oldest batch has been running; 0 if there is none."""
+        return time.monotonic() - self._busy_since if self._submitted else 0.0
 
     def submit(self, texts: Sequence[QueuedText]) -> None:
-        """Encode these. One batch at a time."""
-        assert not self.is_busy
-        self._busy_since = time.monotonic()
+        """Encode these, after what was submitted before."""
+        assert self.has_room
+        if not self._submitted:
+            self._busy_since = time.monotonic()
+        self._submitted += 1
         self._batches.put(texts)
 
     def wait(self) -> None:
@@ -74,7 +100,7 @@ class EncoderThread:
         select.select([self.descriptor], [], [])
 
     def take(self) -> EncodedBatch | None:
-        """The batch that has finished, if one has.
+        """The oldest batch, if it has finished.
 
         Raises:
             BaseException: what encoding raised.
@@ -83,14 +109,15 @@ class EncoderThread:
             finished = self._finished.get_nowait()
         except queue.Empty:
             return None
-        self._busy_since = None
+        self._submitted -= 1
+        self._busy_since = time.monotonic()
         os.eventfd_read(self.descriptor)
         if isinstance(finished, BaseException):
             raise finished
         return finished
 
     def close(self) -> None:
-        """Let the running batch end, then the thread."""
+        """Let what was submitted end, then the thread."""
         self._batches.put(None)
         self._thread.join()
         os.close(self.descriptor)
@@ -99,23 +126,47 @@ class EncoderThread:
         if self._encoder.device.type == "cuda":
             # its own stream: what the control thread scores meanwhile does not wait behind it
             torch.cuda.set_stream(torch.cuda.Stream(self._encoder.device))  # type: ignore[no-untyped-call]
-        while (texts := self._batches.get()) is not None:
-            started = time.monotonic()
-            try:
-                encoded, failed = self._encode(texts)
-                self._finish()
-                seconds = time.monotonic() - started
-                self._finished.put(EncodedBatch(texts, encoded.embeddings, encoded.rows, failed, seconds))
-            except BaseException as error:  # noqa: BLE001 - handed over: the control thread raises it
-                self._finished.put(error)
+        try:
+            self._launch_and_deliver()
+        except BaseException as error:  # noqa: BLE001 - handed over: the control thread raises it
+            self._finished.put(error)
             os.eventfd_write(self.descriptor, 1)
 
-    def _finish(self) -> None:
-        """Until the device has done what was launched: only then may another stream read it."""
+    def _launch_and_deliver(self) -> None:
+        launched: deque[_Launched] = deque()
+        is_open = True
+        while is_open or launched:
+            if is_open and len(launched) < self._depth:
+                try:
+                    texts = self._batches.get(block=not launched)
+                    is_open = texts is not None
+                    if texts is not None:
+                        launched.append(self._launch(texts))
+                    continue
+                except queue.Empty:
+                    pass  # nothing more to launch: wait for what runs
+            if launched:
+                self._deliver(launched.popleft())
+
+    def _launch(self, texts: Sequence[QueuedText]) -> _Launched:
+        started = time.monotonic()
+        encoded, failed = self._encode(texts)
+        done = None
         if self._encoder.device.type == "cuda":
-            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            event.record()
-            event.synchronize()
+            done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            done.record()
+        return _Launched(texts, encoded, failed, started, done)
+
+    def _deliver(self, batch: _Launched) -> None:
+        """Only after the device has done it: then another stream may read it."""
+        if batch.done is not None:
+            batch.done.synchronize()
+        now = time.monotonic()
+        seconds = now - max(batch.started, self._last_delivery)  # the device had one batch after the other
+        self._last_delivery = now
+        encoded = batch.encoded
+        self._finished.put(EncodedBatch(batch.texts, encoded.embeddings, encoded.rows, batch.failed, seconds))
+        os.eventfd_write(self.descriptor, 1)
 
     def _encode(self, texts: Sequence[QueuedText]) -> tuple[EncodedTexts, frozenset[int]]:
         """The embeddings, and the places of the texts that have none for want of memory.

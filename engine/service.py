@@ -85,7 +85,7 @@ class EngineService:
         if finished is not None:
             self._finish(finished)
         self._drop_expired(time.monotonic())
-        if not self._thread.is_busy:
+        if self._thread.is_idle:
             self._launch()
 
     def statistics(self) -> dict[str, float]:

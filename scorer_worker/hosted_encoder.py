@@ -103,11 +103,14 @@ class HostedEncoder:
             self._arena.directory.unpin([self._entries.pop(key)])
 
     def launch(self) -> None:
-        """Start the next batch if the encoder is free."""
-        if self._thread.is_busy:
-            return
-        batch = self._queue.next_batch()
-        if batch:
+        """Start the next batch if the encoder is free; one more, to follow it at once, if that is a full one.
+
+        A smaller one waits: until the first has finished, more may have come to go with it.
+        """
+        while self._thread.is_idle or (self._thread.has_room and self._queue.has_full_batch):
+            batch = self._queue.next_batch()
+            if not batch:
+                return
             self._running.write(self._queue.running_waiters())
             self._thread.submit(batch)
 
