@@ -1,7 +1,7 @@
 """What can go wrong with a request, and the one table that turns it into HTTP.
 
 RequestFailed                  the request is at fault, or cannot be served now
-  (code: ErrorCode, or one of the four that only HTTP knows)
+  (code: ErrorCode, or one of those that only HTTP knows)
 ipc.errors.ServiceFailed       the services could not answer; mapped by the same table
 """
 
@@ -32,6 +32,7 @@ class HttpError(enum.StrEnum):
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     BODY_TOO_LARGE = "body_too_large"
+    HEADERS_TOO_LARGE = "headers_too_large"
     REQUEST_TIMEOUT = "request_timeout"
 
 
@@ -43,6 +44,7 @@ HTTP_STATUS: dict[ErrorCode | HttpError, tuple[int, str]] = {
     HttpError.METHOD_NOT_ALLOWED: (405, "MethodNotAllowedError"),
     HttpError.REQUEST_TIMEOUT: (408, "RequestTimeoutError"),
     HttpError.BODY_TOO_LARGE: (413, "BodyTooLargeError"),
+    HttpError.HEADERS_TOO_LARGE: (431, "HeadersTooLargeError"),
     ErrorCode.OVERLOADED: (429, "OverloadedError"),
     ErrorCode.UNAVAILABLE: (503, "ServiceUnavailableError"),
     ErrorCode.DEADLINE_EXCEEDED: (503, "DeadlineExceededError"),
@@ -69,6 +71,13 @@ class RequestFailed(Exception):
 def invalid(message: str, param: str | None = None) -> RequestFailed:
     """A 400."""
     return RequestFailed(ErrorCode.INVALID_REQUEST, message, param)
+
+
+def plain_error(status: int, message: str) -> bytes:
+    """The body of an error that has no path and so no dialect: vLLM's."""
+    names = dict(HTTP_STATUS.values())
+    inner = {"message": message, "type": names.get(status, "BadRequestError"), "param": None, "code": status}
+    return msgspec.json.encode({"error": inner, "detail": message, "message": message})
 
 
 def error_response(path: str, request_id: str, error: RequestFailed | ServiceFailed) -> Response:
