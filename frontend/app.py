@@ -23,6 +23,7 @@ from frontend.errors import RequestFailed, on_bug, on_failure, on_http_exception
 from frontend.metrics import Metrics
 from frontend.ranking import Ranker
 from frontend.routes import status
+from frontend.routes.nim import ranking
 from frontend.routes.rerank import rerank
 from frontend.routes.score import score
 from ipc.errors import ServiceFailed
@@ -32,7 +33,10 @@ CLIENT_CLOSED = 499  # for the metrics; nobody reads it
 _ROUTES = [
     *(Route(path, rerank, methods=["POST"]) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
     *(Route(path, score, methods=["POST"]) for path in ("/score", "/v1/score")),
+    *(Route(path, ranking, methods=["POST"]) for path in ("/v1/ranking", "/ranking")),
     Route("/v1/models", status.models),
+    Route("/models", status.infinity_models),
+    Route("/info", status.tei_info),
     Route("/health", status.health),
     Route("/ping", status.health),
     Route("/live", status.live),

@@ -5,6 +5,8 @@ Travels from the launcher as JSON; API keys only as digests.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from frontend.auth import digest_of
@@ -19,6 +21,7 @@ class AppConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strict_model_name: bool = False
     api_key_digests: tuple[str, ...] = ()
     score_mode: ScoreMode = "raw"
+    dialect: Literal["auto", "infinity"] = "auto"
     max_documents_per_request: int = 4096
     max_body_bytes: int = 64 * 2**20
     request_timeout: float = 30.0
@@ -33,6 +36,7 @@ def app_config(config: ServeConfig) -> AppConfig:
         strict_model_name=config.strict_model_name,
         api_key_digests=tuple(digest_of(key) for key in config.api_key),
         score_mode=config.score_mode,
+        dialect=config.dialect,
         max_documents_per_request=config.max_documents_per_request,
         max_body_bytes=config.max_body_bytes,
         request_timeout=config.request_timeout,

@@ -40,7 +40,7 @@ class Authentication:
             failure = RequestFailed(
                 HttpError.UNAUTHORIZED, "Authorization: expected 'Bearer KEY' with a key of this server"
             )
-            response = error_response(scope["path"], scope.get("maxsimd.request_id", ""), failure)
+            response = error_response(scope, failure)
             await response(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -19,7 +19,7 @@ from frontend.errors import HttpError, RequestFailed, invalid
 from frontend.keys import bytes_of, effective_limit, key_maker
 from frontend.metrics import Metrics
 from frontend.ranking import EmbeddingsInput, Input, Ranker, RankingResult, RankingTask, TextInput
-from frontend.schemas import InputBody, InputObject, RerankBody, ScoreBody, text_of
+from frontend.schemas import CommonBody, InputBody, InputObject, text_of
 from ipc.errors import ServiceFailed
 from ipc.messages import ErrorCode, ModelSpec, Role
 
@@ -86,7 +86,7 @@ class Call:
 
     def make_task(
         self,
-        body: RerankBody | ScoreBody,
+        body: CommonBody,
         queries: Sequence[InputBody],
         documents: Sequence[InputBody],
         pairs: Sequence[tuple[int, int]] | None,
@@ -156,7 +156,7 @@ class Call:
             "x-maxsimd-encoded-tokens": str(result.encoded_tokens)
         }
 
-    def _limit(self, body: RerankBody | ScoreBody, role: Role) -> int:
+    def _limit(self, body: CommonBody, role: Role) -> int:
         spec = self.api.ranker.spec
         if spec is None:
             return 0
@@ -169,7 +169,7 @@ class Call:
 
     def _read(
         self,
-        body: RerankBody | ScoreBody,
+        body: CommonBody,
         role: Role,
         inputs: Sequence[InputBody],
         names: Sequence[str] | str,
@@ -197,9 +197,7 @@ class Call:
             result.append(TextInput(text, make_key(data)))
         return result
 
-    def _key_maker(
-        self, body: RerankBody | ScoreBody, role: Role, limit: int, truncation: bool
-    ) -> Callable[[bytes], bytes]:
+    def _key_maker(self, body: CommonBody, role: Role, limit: int, truncation: bool) -> Callable[[bytes], bytes]:
         self._need_encoder()
         fingerprint = self.api.ranker.fingerprint
         assert fingerprint is not None

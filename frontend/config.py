@@ -134,6 +134,16 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ),
     ] = "raw"
 
+    dialect: Annotated[
+        Literal["auto", "infinity"],
+        Option(
+            NETWORK,
+            "auto: a request's path and keys say whose language it speaks. infinity: /rerank and /v1/rerank answer as "
+            "Infinity does, with documents as plain strings, which other clients cannot read.",
+            one_of("auto", "infinity"),
+            "NAME",
+        ),
+    ] = "auto"
     host: Annotated[
         str,
         Option(

@@ -15,7 +15,9 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
+from frontend.dialect import Dialect, dialect_of
 from ipc.errors import ServiceFailed
 from ipc.messages import ErrorCode
 
@@ -53,6 +55,7 @@ HTTP_STATUS: dict[ErrorCode | HttpError, tuple[int, str]] = {
     ErrorCode.INTERNAL: (500, "InternalServerError"),
 }
 _RETRY = (429, 503)
+TEI_TYPES = {400: "validation", 413: "validation", 429: "overloaded", 503: "unhealthy"}
 
 
 class RequestFailed(Exception):
@@ -80,17 +83,21 @@ def plain_error(status: int, message: str) -> bytes:
     return msgspec.json.encode({"error": inner, "detail": message, "message": message})
 
 
-def error_response(path: str, request_id: str, error: RequestFailed | ServiceFailed) -> Response:
-    """The error in the caller's dialect: Cohere's on /v2, else vLLM's and OpenAI's, with `detail` and `message` for
-    clients that read those (Jina's, Cohere's v1)."""
+def error_response(scope: Scope, error: RequestFailed | ServiceFailed) -> Response:
+    """The error in the caller's dialect: Cohere's on /v2, TEI's for its bodies, else vLLM's and OpenAI's, with `detail`
+    and `message` for clients that read those (Jina's, Cohere's v1)."""
     status, kind = HTTP_STATUS[error.code]
     message = error.message if len(error.message) <= MAX_MESSAGE else error.message[:MAX_MESSAGE] + "..."
     param = error.param if isinstance(error, RequestFailed) else None
-    if path.startswith("/v2/"):
-        body: dict[str, object] = {"message": message, "id": request_id}
-    else:
-        inner = {"message": message, "type": kind, "param": param, "code": status}
-        body = {"error": inner, "detail": message, "message": message}
+    body: dict[str, object]
+    match dialect_of(scope):
+        case Dialect.COHERE:
+            body = {"message": message, "id": scope.get("maxsimd.request_id", "")}
+        case Dialect.TEI:
+            body = {"error": message, "error_type": TEI_TYPES.get(status, "backend")}
+        case _:
+            inner = {"message": message, "type": kind, "param": param, "code": status}
+            body = {"error": inner, "detail": message, "message": message}
     headers = {}
     if status in _RETRY:
         retry_after_ms = error.retry_after_ms or 1000
@@ -108,7 +115,7 @@ def request_id_of(request: Request) -> str:
 async def on_failure(request: Request, error: Exception) -> Response:
     """Starlette's handler of RequestFailed and ServiceFailed."""
     assert isinstance(error, RequestFailed | ServiceFailed)
-    return error_response(request.scope["path"], request_id_of(request), error)
+    return error_response(request.scope, error)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -121,7 +128,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         failure = RequestFailed(HttpError.METHOD_NOT_ALLOWED, message)
     else:
         failure = RequestFailed(HttpError.NOT_FOUND, f"path: {path[:MAX_ECHO]} is not served")
-    response = error_response(path, request_id_of(request), failure)
+    response = error_response(request.scope, failure)
     response.headers.update(error.headers or {})
     return response
 
@@ -135,6 +142,6 @@ async def on_bug(request: Request, error: Exception) -> Response:
     request_id = request_id_of(request)
     _log.error("request %s on %s: %r", request_id, request.scope["path"][:MAX_ECHO], error)
     failure = RequestFailed(ErrorCode.INTERNAL, "internal error; the server's log has the request id")
-    response = error_response(request.scope["path"], request_id, failure)
+    response = error_response(request.scope, failure)
     response.headers["x-request-id"] = request_id
     return response

@@ -22,10 +22,8 @@ from uvicorn.server import ServerState
 from frontend.errors import plain_error
 
 KEEP_ALIVE = 75  # seconds; above the 60 s that load balancers keep an idle connection
-MAX_HEAD_BYTES, MAX_HEADERS = (
-    32_768,
-    100,
-)  # of a request line and its headers; neither httptools nor uvicorn has a limit
+# of a request line and its headers; neither httptools nor uvicorn has a limit
+MAX_HEAD_BYTES, MAX_HEADERS = 32_768, 100
 HEAD_TIMEOUT = 10.0  # seconds from a head's first byte to its last
 LAST_WORDS = 0.1  # seconds at a stop in which requests that are already in a socket's buffer are still read
 

@@ -48,8 +48,8 @@ class InputObject(msgspec.Struct, frozen=True):
 InputBody = str | InputObject
 
 
-class _Common(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields of both requests. Lengths count special tokens and markers, and only lower the model's own."""
+class CommonBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields of all requests that score. Lengths count special tokens and markers, and only lower the model's own."""
 
     model: str | None = None
     max_tokens_per_query: Tokens | None = None  # 0: the model's own
@@ -61,16 +61,35 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True):
     timeout_ms: Milliseconds | None = None  # lowers the server's limit
 
 
-class RerankBody(_Common, frozen=True, kw_only=True):
-    """POST /rerank, /v1/rerank, /v2/rerank."""
+class RerankBody(CommonBody, frozen=True, kw_only=True):
+    """POST /rerank, /v1/rerank, /v2/rerank: `documents`, or on /rerank TEI's `texts`."""
 
     query: InputBody
-    documents: list[InputBody] | InputBody
+    documents: list[InputBody] | InputBody | None = None
+    texts: list[str] | None = None
     top_n: Annotated[int, msgspec.Meta(ge=0)] | None = None  # 0, or more than there are: all
     return_documents: bool | None = None
+    return_text: bool | None = None  # TEI's name of return_documents
+    raw_scores: bool | None = None  # TEI's and Infinity's; true: MaxSim as it is
+    truncate: bool | None = None  # TEI's name of truncation
+    truncation_direction: str | None = None  # TEI's
 
 
-class ScoreBody(_Common, frozen=True, kw_only=True):
+class Passage(msgspec.Struct, frozen=True):
+    """NIM's query or passage."""
+
+    text: str
+
+
+class RankingBody(CommonBody, frozen=True, kw_only=True):
+    """POST /v1/ranking, /ranking: NIM's."""
+
+    query: Passage
+    passages: list[Passage]
+    truncate: Literal["NONE", "END"] | None = None
+
+
+class ScoreBody(CommonBody, frozen=True, kw_only=True):
     """POST /score, /v1/score: one of four pairs of fields; 1:1, 1:N or N:N."""
 
     queries: list[InputBody] | InputBody | None = None
@@ -119,6 +138,41 @@ class RerankAnswer(msgspec.Struct, frozen=True):
     meta: dict[str, Any]
 
 
+class TeiRank(msgspec.Struct, frozen=True):
+    """One element of TEI's answer, which is a list."""
+
+    index: int
+    score: float
+    text: str | UnsetType = UNSET
+
+
+class InfinityDocument(msgspec.Struct, frozen=True):
+    """Infinity's clients read the document as a string."""
+
+    index: int
+    relevance_score: float
+    document: str | None = None
+
+
+class InfinityAnswer(msgspec.Struct, frozen=True):
+    id: str
+    model: str
+    created: int
+    usage: Usage
+    results: list[InfinityDocument]
+    object: str = "rerank"
+
+
+class NimRank(msgspec.Struct, frozen=True):
+    index: int
+    logit: float
+
+
+class NimAnswer(msgspec.Struct, frozen=True):
+    rankings: list[NimRank]
+    usage: Usage
+
+
 class ScoredPair(msgspec.Struct, frozen=True):
     index: int
     score: float
@@ -137,10 +191,11 @@ class ScoreAnswer(msgspec.Struct, frozen=True):
 _MISSING = "Object missing required field "
 _ALLOWED = {"score_mode": get_args(ScoreMode), "dtype": get_args(FloatDType)}  # what msgspec's own message does not say
 
-Body = TypeVar("Body", RerankBody, ScoreBody)
+Body = TypeVar("Body", RerankBody, ScoreBody, RankingBody)
 
 _rerank = msgspec.json.Decoder(RerankBody)
 _score = msgspec.json.Decoder(ScoreBody)
+_ranking = msgspec.json.Decoder(RankingBody)
 
 
 def decode_rerank(body: bytes) -> RerankBody:
@@ -155,6 +210,11 @@ def decode_rerank(body: bytes) -> RerankBody:
 def decode_score(body: bytes) -> ScoreBody:
     """The request of a score body; the same contract as `decode_rerank`."""
     return _decode(_score, body)
+
+
+def decode_ranking(body: bytes) -> RankingBody:
+    """The request of NIM's ranking body; the same contract as `decode_rerank`."""
+    return _decode(_ranking, body)
 
 
 def _decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:

@@ -1,24 +1,35 @@
-"""POST /rerank, /v1/rerank, /v2/rerank: one query and documents in, documents with scores out, best first."""
+"""POST /rerank, /v1/rerank, /v2/rerank: one query and documents in, documents with scores out, best first.
+
+Three dialects share these paths. `texts` in place of `documents` makes it TEI's; --dialect infinity makes documents
+plain strings; everything else gets the one answer that vLLM's, Jina's and Cohere's clients all read.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from frontend.call import Call, admitted
+from frontend.dialect import Dialect, speak
+from frontend.errors import invalid
 from frontend.ranking import RankingResult
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import (
     Document,
+    InfinityAnswer,
+    InfinityDocument,
     InputBody,
     RankedDocument,
     RerankAnswer,
     RerankBody,
+    TeiRank,
     Usage,
     as_list,
     decode_rerank,
@@ -28,45 +39,128 @@ from frontend.schemas import (
 _encoder = msgspec.json.Encoder()
 
 
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """What a request came to, before it is written in a dialect."""
+
+    body: RerankBody
+    documents: Sequence[InputBody]
+    scores: Sequence[float]  # in the order of the documents
+    order: Sequence[int]  # of the documents to show, best first
+    tokens: int
+    model: str
+    request_id: str
+
+    def text(self, index: int) -> str | None:
+        """A document's text; None: it is embeddings."""
+        document = self.documents[index]
+        return document if isinstance(document, str) else text_of(document, f"documents[{index}]")
+
+
 async def rerank(request: Request) -> Response:
-    """Documents come back unless `return_documents` is false; on /v2 only if it is true."""
+    """Documents come back unless `return_documents` is false; on /v2, in Infinity's and TEI's only if asked for."""
     async with admitted(request) as call:
         body = decode_rerank(call.take_body())
         call.check_model(body.model)
-        documents = as_list(body.documents)
-        task = call.make_task(body, [body.query], documents, None, ("query", "documents"))
+        dialect = _dialect(request.scope, body, call.api.config.dialect)
+        documents = _documents(body, dialect)
+        fields = ("query", "texts" if dialect is Dialect.TEI else "documents")
+        task = call.make_task(_with_names(body), [body.query], documents, None, fields)
         result = await call.score(task)
-        return _answer(request, call, body, documents, result)
+        ranked = _rank(call, body, documents, result)
+        match dialect:
+            case Dialect.TEI:
+                answer: object = _tei_answer(ranked)
+            case Dialect.INFINITY:
+                answer = _infinity_answer(ranked)
+            case _:
+                answer = _answer(ranked, dialect)
+        return Response(_encoder.encode(answer), 200, call.timing_headers(result), "application/json")
 
 
-def _answer(
-    request: Request, call: Call, body: RerankBody, documents: Sequence[InputBody], result: RankingResult
-) -> Response:
-    is_v2 = request.scope["path"].startswith("/v2/")
-    scores = convert_scores(result, None, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
+def _dialect(scope: Scope, body: RerankBody, default: str) -> Dialect:
+    """By path, then by keys, then as the server is set."""
+    if scope["path"].startswith("/v2/"):
+        return Dialect.COHERE
+    if body.texts is not None and body.documents is None:
+        speak(scope, Dialect.TEI)
+        return Dialect.TEI
+    return Dialect.INFINITY if default == "infinity" else Dialect.VLLM
+
+
+def _documents(body: RerankBody, dialect: Dialect) -> list[InputBody]:
+    if dialect is Dialect.TEI:
+        assert body.texts is not None
+        return list(body.texts)
+    if body.documents is None:
+        raise invalid("documents: required", "documents")
+    return as_list(body.documents)
+
+
+def _with_names(body: RerankBody) -> RerankBody:
+    """TEI's names of what others call truncation.
+
+    Raises:
+        RequestFailed: texts cannot be cut from the left.
+    """
+    if body.truncation_direction is not None and body.truncation_direction.lower() != "right":
+        raise invalid("truncation_direction: texts are cut on the right only", "truncation_direction")
+    if body.truncate is None or body.truncation is not None:
+        return body
+    return msgspec.structs.replace(body, truncation=body.truncate)
+
+
+def _rank(call: Call, body: RerankBody, documents: Sequence[InputBody], result: RankingResult) -> _Ranked:
+    mode = body.score_mode or ("raw" if body.raw_scores else call.api.config.score_mode)
+    scores = convert_scores(result, None, mode, call.api.ranker.spec)
     # Equal scores stay in the order of the input: a reversed sort is stable too.
     order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: body.top_n or None]
-    shows = bool(body.return_documents) if is_v2 else body.return_documents is not False
-    results = [
-        RankedDocument(index, scores[index], _document(documents[index], index) if shows else UNSET) for index in order
-    ]
     tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
-    answer = RerankAnswer(
-        id=f"rerank-{call.request_id}",
-        model=call.api.model_names[0],
+    return _Ranked(body, documents, scores, order, tokens, call.api.model_names[0], call.request_id)
+
+
+# --- the dialects -----------------------------------------------------------------------------------------------------
+
+
+def _answer(ranked: _Ranked, dialect: Dialect) -> RerankAnswer:
+    """The one that vLLM's, Jina's and Cohere's clients read. Embeddings have no text to return: the key is left out."""
+    is_v2 = dialect is Dialect.COHERE
+    asked = ranked.body.return_documents
+    shows = bool(asked) if is_v2 else asked is not False
+
+    def document(index: int) -> Document | UnsetType:
+        text = ranked.text(index) if shows else None
+        return UNSET if text is None else Document(text)
+
+    return RerankAnswer(
+        id=f"rerank-{ranked.request_id}",
+        model=ranked.model,
         created=int(time.time()),
-        usage=Usage(tokens, tokens),
-        results=results,
+        usage=Usage(ranked.tokens, ranked.tokens),
+        results=[RankedDocument(index, ranked.scores[index], document(index)) for index in ranked.order],
         meta={
             "api_version": {"version": "2" if is_v2 else "1"},
             "billed_units": {"search_units": 1},
-            "tokens": {"input_tokens": tokens},
+            "tokens": {"input_tokens": ranked.tokens},
         },
     )
-    return Response(_encoder.encode(answer), 200, call.timing_headers(result), "application/json")
 
 
-def _document(document: InputBody, index: int) -> Document | UnsetType:
-    """Embeddings have no text to return: the key is left out, never null."""
-    text = document if isinstance(document, str) else text_of(document, f"documents[{index}]")
-    return UNSET if text is None else Document(text)
+def _tei_answer(ranked: _Ranked) -> list[TeiRank]:
+    """A list, with `text` only if asked for."""
+
+    def text(index: int) -> str | UnsetType:
+        own = ranked.text(index) if ranked.body.return_text else None
+        return UNSET if own is None else own
+
+    return [TeiRank(index, ranked.scores[index], text(index)) for index in ranked.order]
+
+
+def _infinity_answer(ranked: _Ranked) -> InfinityAnswer:
+    """Documents are strings or null, and `object` is what its client insists on."""
+    shows = bool(ranked.body.return_documents)
+    results = [
+        InfinityDocument(index, ranked.scores[index], ranked.text(index) if shows else None) for index in ranked.order
+    ]
+    usage = Usage(ranked.tokens, ranked.tokens)
+    return InfinityAnswer(f"infinity-{ranked.request_id}", ranked.model, int(time.time()), usage, results)

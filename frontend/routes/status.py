@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from frontend.call import api_of
-from frontend.errors import RequestFailed, error_response, request_id_of
+from frontend.errors import RequestFailed, error_response
 from frontend.version import VERSION
 from ipc.messages import ErrorCode, SelfCheck
 
@@ -56,6 +56,53 @@ async def models(request: Request) -> Response:
     return _json({"object": "list", "data": data})
 
 
+async def infinity_models(request: Request) -> Response:
+    """Infinity's list."""
+    api = api_of(request)
+    stats = {"queue_fraction": 0.0, "queue_absolute": 0, "results_pending": 0, "batch_size": 0}
+    data = [
+        {
+            "id": name,
+            "stats": stats,
+            "object": "model",
+            "owned_by": "infinity",
+            "created": _STARTED,
+            "backend": "torch",
+            "capabilities": ["rerank"],
+        }
+        for name in api.model_names
+    ]
+    return _json({"object": "list", "data": data})
+
+
+async def tei_info(request: Request) -> Response:
+    """TEI's description of the server; Dify looks for `reranker` in `model_type`."""
+    api = api_of(request)
+    spec = api.ranker.spec
+    check = api.ranker.self_check
+    limit = api.config.max_documents_per_request
+    max_length = max(spec.query.max_length, spec.document.max_length) if spec is not None else 0
+    return _json(
+        {
+            "model_id": api.model_names[0],
+            "model_sha": None,
+            "model_dtype": check.dtype if check is not None else "float32",
+            "served_model_name": api.model_names[0],
+            "model_type": {"reranker": {"id2label": {"0": "MaxSim"}, "label2id": {"MaxSim": 0}}},
+            "max_concurrent_requests": limit,
+            "max_input_length": max_length,
+            "max_batch_tokens": max_length,
+            "max_batch_requests": None,
+            "max_client_batch_size": limit,
+            "auto_truncate": True,
+            "tokenization_workers": 1,
+            "version": VERSION,
+            "sha": None,
+            "docker_label": None,
+        }
+    )
+
+
 def _describe_check(check: SelfCheck | None) -> dict[str, object] | None:
     if check is None:
         return None
@@ -93,7 +140,7 @@ def _probe(request: Request, is_fine: bool, reason: str) -> Response:
     if is_fine:
         return Response(b"", 200)
     failure = RequestFailed(ErrorCode.UNAVAILABLE, reason, retry_after_ms=1000)
-    return error_response(request.scope["path"], request_id_of(request), failure)
+    return error_response(request.scope, failure)
 
 
 def _json(content: object) -> Response:

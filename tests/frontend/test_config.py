@@ -57,6 +57,7 @@ EXAMPLES = {  # for every option: text that differs from the default, more that 
     "query_length": ("48", [], 48),
     "document_length": ("300", [], 300),
     "score_mode": ("unit", [], "unit"),
+    "dialect": ("infinity", [], "infinity"),
     "host": ("0.0.0.0", [], "0.0.0.0"),
     "port": ("9001", [], 9001),
     "uds": ("/maxsimd.sock", [], "/maxsimd.sock"),

@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 from starlette.responses import Response
+from starlette.types import Scope
 
 from frontend.errors import HTTP_STATUS, MAX_MESSAGE, HttpError, RequestFailed, error_response, invalid
 from ipc.errors import ServiceFailed
 from ipc.messages import ErrorCode
+
+
+def scope_of(path: str, request_id: str) -> Scope:
+    return {"type": "http", "path": path, "maxsimd.request_id": request_id}
 
 
 def content(response: Response) -> Any:
@@ -35,7 +40,7 @@ def content(response: Response) -> Any:
     ],
 )
 def test_each_code_has_its_status(code: ErrorCode | HttpError, status: int) -> None:
-    assert error_response("/rerank", "id", RequestFailed(code, "m")).status_code == status
+    assert error_response(scope_of("/rerank", "id"), RequestFailed(code, "m")).status_code == status
 
 
 def test_no_code_is_without_a_status() -> None:
@@ -44,7 +49,7 @@ def test_no_code_is_without_a_status() -> None:
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/score", "/nowhere", "/v2"])
 def test_the_error_is_in_vllms_shape_with_what_jinas_clients_read(path: str) -> None:
-    response = error_response(path, "id", invalid("top_n: wrong", "top_n"))
+    response = error_response(scope_of(path, "id"), invalid("top_n: wrong", "top_n"))
     assert content(response) == {
         "error": {"message": "top_n: wrong", "type": "BadRequestError", "param": "top_n", "code": 400},
         "detail": "top_n: wrong",
@@ -53,12 +58,12 @@ def test_the_error_is_in_vllms_shape_with_what_jinas_clients_read(path: str) -> 
 
 
 def test_on_v2_the_error_is_in_coheres_shape() -> None:
-    response = error_response("/v2/rerank", "the-id", invalid("top_n: wrong", "top_n"))
+    response = error_response(scope_of("/v2/rerank", "the-id"), invalid("top_n: wrong", "top_n"))
     assert (response.status_code, content(response)) == (400, {"message": "top_n: wrong", "id": "the-id"})
 
 
 def test_a_services_failure_has_the_same_shape_and_no_param() -> None:
-    response = error_response("/rerank", "id", ServiceFailed(ErrorCode.WORKER_CRASHED, "died twice"))
+    response = error_response(scope_of("/rerank", "id"), ServiceFailed(ErrorCode.WORKER_CRASHED, "died twice"))
     assert response.status_code == 500
     assert content(response)["error"] == {
         "message": "died twice",
@@ -80,25 +85,25 @@ def test_a_services_failure_has_the_same_shape_and_no_param() -> None:
 def test_429_and_503_say_when_to_try_again(
     code: ErrorCode, retry_after_ms: int, seconds: str, milliseconds: str
 ) -> None:
-    response = error_response("/v2/rerank", "id", ServiceFailed(code, "m", retry_after_ms))
+    response = error_response(scope_of("/v2/rerank", "id"), ServiceFailed(code, "m", retry_after_ms))
     assert response.headers["retry-after"] == seconds
     assert response.headers["retry-after-ms"] == milliseconds
 
 
 @pytest.mark.parametrize("code", [ErrorCode.INVALID_REQUEST, ErrorCode.INTERNAL, ErrorCode.WORKER_CRASHED])
 def test_other_errors_do_not_invite_to_try_again(code: ErrorCode) -> None:
-    response = error_response("/rerank", "id", RequestFailed(code, "m", retry_after_ms=1000))
+    response = error_response(scope_of("/rerank", "id"), RequestFailed(code, "m", retry_after_ms=1000))
     assert "retry-after" not in response.headers and "retry-after-ms" not in response.headers
 
 
 def test_a_401_says_how_to_authenticate() -> None:
-    response = error_response("/rerank", "id", RequestFailed(HttpError.UNAUTHORIZED, "m"))
+    response = error_response(scope_of("/rerank", "id"), RequestFailed(HttpError.UNAUTHORIZED, "m"))
     assert response.headers["www-authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v2/rerank"])
 def test_a_message_is_capped(path: str) -> None:
     """A body of one long wrong field is not sent back three times over."""
-    response = error_response(path, "id", invalid("x" * 1_000_000))
+    response = error_response(scope_of(path, "id"), invalid("x" * 1_000_000))
     assert len(content(response)["message"]) <= MAX_MESSAGE + 3
     assert len(bytes(response.body)) < 4 * MAX_MESSAGE

@@ -117,10 +117,9 @@ def test_a_wrong_field_is_named_with_its_rule(changes: dict[str, Any], field: st
     assert rule in error.message
 
 
-@pytest.mark.parametrize("field", ["query", "documents"])
-def test_a_missing_field_is_named(field: str) -> None:
-    error = refused(json.dumps({name: value for name, value in MINIMAL.items() if name != field}).encode())
-    assert (error.param, error.message) == (field, f"{field}: required")
+def test_a_missing_query_is_named() -> None:
+    error = refused(json.dumps({name: value for name, value in MINIMAL.items() if name != "query"}).encode())
+    assert (error.param, error.message) == ("query", "query: required")
 
 
 @pytest.mark.parametrize(
@@ -231,5 +230,5 @@ def test_an_object_that_is_not_one_text_is_refused_by_name(value: object, rule: 
 
 
 def test_one_input_is_a_list_of_one() -> None:
-    assert as_list(decode_rerank(body_of(documents="d")).documents) == ["d"]
-    assert as_list(decode_rerank(body_of(documents=["d", "e"])).documents) == ["d", "e"]
+    assert as_list(decode_rerank(body_of(documents="d")).documents or []) == ["d"]
+    assert as_list(decode_rerank(body_of(documents=["d", "e"])).documents or []) == ["d", "e"]

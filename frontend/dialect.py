@@ -1,0 +1,31 @@
+"""Whose language a request speaks: chosen by its path and its keys, it decides how answers and errors are written."""
+
+from __future__ import annotations
+
+import enum
+
+from starlette.types import Scope
+
+_KEY = "maxsimd.dialect"
+
+
+class Dialect(enum.StrEnum):
+    """The vocabularies that clients know. VLLM's is also OpenAI's and, but for names of fields, Jina's."""
+
+    VLLM = "vllm"
+    COHERE = "cohere"
+    TEI = "tei"
+    INFINITY = "infinity"
+
+
+def dialect_of(scope: Scope) -> Dialect:
+    """What `speak` has found out, else what the path says."""
+    known = scope.get(_KEY)
+    if isinstance(known, Dialect):
+        return known
+    return Dialect.COHERE if scope["path"].startswith("/v2/") else Dialect.VLLM
+
+
+def speak(scope: Scope, dialect: Dialect) -> None:
+    """The request's keys or the server's settings have said more than its path."""
+    scope[_KEY] = dialect

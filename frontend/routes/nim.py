@@ -1,0 +1,30 @@
+"""POST /v1/ranking, /ranking: NVIDIA NIM's reranker. All passages come back, best first, with their logits."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from frontend.call import admitted
+from frontend.routes.score_modes import convert_scores
+from frontend.schemas import InputBody, NimAnswer, NimRank, Usage, decode_ranking
+
+_encoder = msgspec.json.Encoder()
+
+
+async def ranking(request: Request) -> Response:
+    """A long passage is cut, as everywhere else, unless `truncate` is said to be NONE."""
+    async with admitted(request) as call:
+        body = decode_ranking(call.take_body())
+        call.check_model(body.model)
+        passages: list[InputBody] = [passage.text for passage in body.passages]
+        if body.truncate == "NONE" and body.truncation is None:
+            body = msgspec.structs.replace(body, truncation=False)
+        task = call.make_task(body, [body.query.text], passages, None, ("query.text", "passages"))
+        result = await call.score(task)
+        scores = convert_scores(result, None, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
+        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+        tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
+        answer = NimAnswer([NimRank(index, scores[index]) for index in order], Usage(tokens, tokens))
+        return Response(_encoder.encode(answer), 200, call.timing_headers(result), "application/json")
