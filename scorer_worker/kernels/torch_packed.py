@@ -16,9 +16,12 @@ no order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from engine.linear import multiply
+from scorer_worker.pairs import PairGroup
 from scorer_worker.store import ROW_GRAIN
 
 BLOCK_BYTES = 8 * 2**20  # gathered at a time: 16,384 rows of 128 floats, 5,461 of 384; more leaves the cache
@@ -32,28 +35,24 @@ class TorchPacked:
 
     def __init__(self, arena: torch.Tensor) -> None:
         rows, dim = arena.shape
+        self._arena = arena
         self._grains = arena.view(rows // ROW_GRAIN, ROW_GRAIN * dim)
         self._dim = dim
         block = max(1, min(MAX_BLOCK_ROWS, BLOCK_BYTES // (dim * arena.element_size())) // ROW_GRAIN)
         self._scratch = torch.empty(block, ROW_GRAIN * dim, dtype=arena.dtype, device=arena.device)
 
-    def __call__(
-        self,
-        q: torch.Tensor,
-        cu_seqlens_q: list[int],
-        d_start: list[int],
-        d_rows: list[int],
-        cu_pairs: list[int],
-    ) -> torch.Tensor:
+    def __call__(self, groups: Sequence[PairGroup]) -> Sequence[float]:
         """See `Reference.__call__`."""
-        if len(cu_pairs) == 2:
-            return self._score_one_query(q, d_start, d_rows)
-        scores = [torch.empty(0, device=q.device)]
-        for query in range(len(cu_pairs) - 1):
-            pairs = slice(cu_pairs[query], cu_pairs[query + 1])
-            rows = q[cu_seqlens_q[query] : cu_seqlens_q[query + 1]]
-            scores.append(self._score_one_query(rows, d_start[pairs], d_rows[pairs]))
-        return torch.cat(scores)
+        scores = [
+            self._score_one_query(
+                self._arena[group.query.start : group.query.start + group.query.rows],
+                [document.start for document in group.documents],
+                [document.rows for document in group.documents],
+            )
+            for group in groups
+        ]
+        result: list[float] = (scores[0] if len(scores) == 1 else torch.cat(scores)).tolist() if scores else []
+        return result
 
     def _score_one_query(self, query: torch.Tensor, d_start: list[int], d_rows: list[int]) -> torch.Tensor:
         """[Lq, dim], [n], [n] -> [n] float32."""

@@ -41,7 +41,7 @@ class Filled:
 
     def score(self, kernel: str, groups: list[tuple[int, list[int]]]) -> list[float]:
         pairs = [PairGroup(self.entries[query], [self.entries[d] for d in documents]) for query, documents in groups]
-        return Scorer(self.arena, kernel).score(pairs)
+        return list(Scorer(self.arena, kernel).score(pairs))
 
 
 @pytest.mark.parametrize("kernel", FAST)

@@ -1,0 +1,284 @@
+"""MaxSim in one fused kernel: the fast one on CUDA. This is its host side; `triton_maxsim` says how it computes.
+
+A call is cut into launches: pairs whose queries are of one length class, and few enough that the device works already
+while the host still writes the table of the next. The table of a launch is the `place` of each document and each query,
+joined; where pairs are cut into several work items it also holds the items, made without a loop over pairs. It goes
+through pinned memory: a small one is read by the device where the host wrote it, a larger one is copied, in one copy.
+The device writes the scores to pinned memory itself, and a call waits once, at its end.
+
+Configurations are fixed: chosen offline by dimension, type and the query's length class. All are compiled when the
+kernel is made, none later; a launch goes around Triton's dispatch, which takes longer than a small kernel.
+
+Under Triton's interpreter (TRITON_INTERPRET=1 before triton is imported) the same code runs on a CPU, for tests.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from triton.runtime import driver
+
+from scorer_worker.kernels.triton_maxsim import maxsim_items
+from scorer_worker.pairs import PairGroup
+
+SHORT, MEDIUM, LONG = range(3)  # classes of launches, by their longest query
+SHORT_ROWS, MEDIUM_ROWS = 32, 64
+Numbers = np.ndarray[Any, np.dtype[np.int32]]
+CHUNK = 1024  # document rows of an item
+STRIDE = 32  # of pairs whose items follow each other, where pairs are cut
+LAUNCH_PAIRS = 2048
+SCRATCH_ROWS = 2**20  # query rows of a launch with a long query, over all its pairs: 4 MiB of maxima
+IN_PLACE_PAIRS = (
+    1024  # tables of so few pairs are read where the host wrote them: 2 us more for the device, 8 less here
+)
+BALANCE = 90  # products of rows with long queries, to a document row of other pairs, that hide behind memory
+HELD_COLUMNS = 256  # of a query block that stays in shared memory, where it leaves room for enough programs
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How items are computed; but for the warps, constants of `maxsim_items`, which says what they mean."""
+
+    dim: int
+    block_k: int
+    k_steps: int
+    hold_query: bool
+    block_q: int
+    block_d: int = 64
+    query_on_m: bool = False
+    chunk: int = 0
+    precision: str = "ieee"
+    stages: int = 3
+    num_warps: int = 4
+
+    @property
+    def constants(self) -> tuple[Any, ...]:
+        return (
+            *(self.dim, self.block_k, self.k_steps, self.hold_query, self.block_q, self.block_d),
+            *(self.query_on_m, self.chunk, self.precision, self.stages),
+        )
+
+
+def choose_configs(dim: int, itemsize: int) -> list[Config]:
+    """The configurations of SHORT, MEDIUM and LONG launches."""
+    block_k = _block_k(dim, itemsize)
+    short = Config(dim, block_k, -(-dim // block_k), itemsize == 2 and dim <= HELD_COLUMNS, SHORT_ROWS)
+    medium = replace(short, block_q=MEDIUM_ROWS)
+    if itemsize == 4:  # without tensor cores, so that it is fp32: a store on CUDA is fp16 unless one asks for this
+        return [short, medium, medium]
+    return [short, medium, replace(short, block_q=128, query_on_m=True, num_warps=8)]
+
+
+def _block_k(dim: int, itemsize: int) -> int:
+    """Columns multiplied at a time: a power of two, with little padding and few steps."""
+    sizes = (16, 32, 64, 128) if itemsize == 2 else (16, 32)
+    return min(sizes, key=lambda size: (-(-dim // size) * (size + 8), -size))
+
+
+class TritonPacked:
+    """The contract is `Reference`'s.
+
+    Args:
+        arena: [rows, dim] float16, bfloat16 or float32, on CUDA.
+    """
+
+    def __init__(self, arena: torch.Tensor) -> None:
+        self._arena = arena
+        self._on_device = arena.device.type == "cuda"
+        self._tables = _Pinned(2**18, torch.int32, arena.device)
+        self._used = 0  # bytes of the tables, by launches of this call
+        self._outgrown: list[_Pinned] = []  # what a launch of this call may still read
+        self._scores = _Pinned(2**14, torch.float32, arena.device)
+        self._stream: torch.cuda.Stream | None = None
+        self._scratch = torch.full((SCRATCH_ROWS,), float("-inf"), device=arena.device)
+        self._arrivals = torch.zeros(LAUNCH_PAIRS, dtype=torch.int32, device=arena.device)
+        self._addresses = [tensor.data_ptr() for tensor in (arena, self._scratch, self._arrivals)]
+        self._whole: list[_Program] = []  # of each class: every pair is one item
+        self._cut: list[_Program] = []  # of each class: a pair may be several
+        self._warm_up(choose_configs(arena.shape[1], arena.element_size()))
+
+    def __call__(self, groups: Sequence[PairGroup]) -> Sequence[float]:
+        """See `Reference.__call__`."""
+        num_pairs = sum([len(group.documents) for group in groups])
+        if not num_pairs:
+            return []
+        self._used = 0
+        if num_pairs > len(self._scores.tensor):
+            self._scores = _Pinned(2 * num_pairs, torch.float32, self._arena.device)
+        stream = self._current_stream()
+        first = 0
+        for launch in _launches(groups):
+            first += self._launch(launch, first, stream)
+        self._wait(stream)
+        return array("f", self._scores.bytes[: 4 * num_pairs].tobytes())
+
+    def _warm_up(self, configs: list[Config]) -> None:
+        """Compile and load every configuration, by scoring a pair without rows."""
+        self._tables.bytes[: 4 * 7] = bytes(4 * 7)  # a table of one pair
+        tables = [self._tables.tensor] * 5
+        pointers = [self._arena, *tables, self._scratch, self._arrivals, self._scores.tensor]
+        self._whole = [_Program(config, pointers) for config in configs[:LONG]]
+        self._cut = [_Program(replace(config, chunk=CHUNK), pointers) for config in configs]
+        self._wait(self._current_stream())
+
+    def _launch(self, groups: Sequence[PairGroup], first: int, stream: torch.cuda.Stream | None) -> int:
+        """Start what computes the scores of these pairs; they go to `first` and on.
+
+        Returns:
+            The number of pairs.
+        """
+        documents = b"".join([document.place for group in groups for document in group.documents])
+        queries = b"".join([group.query.place * len(group.documents) for group in groups])
+        longest = max([group.query.rows for group in groups])
+        d_rows = np.frombuffer(documents, np.int32)[1::2]
+        num_pairs = num_items = len(d_rows)
+        items = b""
+        if longest <= MEDIUM_ROWS and d_rows.max() <= CHUNK:
+            program = self._whole[SHORT if longest <= SHORT_ROWS else MEDIUM]
+        else:
+            q_rows = np.frombuffer(queries, np.int32)[1::2]
+            program = self._cut[SHORT if longest <= SHORT_ROWS else _class_of_cut(d_rows, q_rows)]
+            num_items, scratch_rows, items = _cut(d_rows, q_rows, program.config.block_q)
+            self._reserve_scratch(scratch_rows)
+        program.launch(
+            num_items, self._pointers(self._write_table(documents, queries, items), num_pairs, first), stream
+        )
+        return num_pairs
+
+    def _write_table(self, documents: bytes, queries: bytes, items: bytes) -> torch.Tensor | int:
+        """A table of these parts, one after the other: its address, or under the interpreter a tensor."""
+        start = self._used
+        sizes = len(documents), len(queries), len(items)
+        stop = start + sum(sizes)
+        if stop > len(self._tables.bytes):
+            self._outgrown.append(self._tables)
+            self._tables = _Pinned(stop, torch.int32, self._arena.device)
+            start, stop = 0, stop - start
+        self._used = stop
+        memory = self._tables.bytes
+        memory[start : start + sizes[0]] = documents
+        memory[start + sizes[0] : start + 2 * sizes[0]] = queries
+        memory[start + 2 * sizes[0] : stop] = items
+        if not self._on_device:
+            return self._tables.tensor[start // 4 :]
+        if len(documents) <= IN_PLACE_PAIRS * 8:
+            return self._tables.address + start
+        words = slice(start // 4, stop // 4)
+        self._tables.copy[words].copy_(self._tables.tensor[words], non_blocking=True)
+        return self._tables.copy_address + start
+
+    def _pointers(self, table: torch.Tensor | int, num_pairs: int, first: int) -> list[torch.Tensor | int]:
+        """The tensor arguments of `maxsim_items`: addresses, or under the interpreter tensors."""
+        parts = (0, 2 * num_pairs, 6 * num_pairs, 4 * num_pairs, 5 * num_pairs)  # as `_cut` says
+        if isinstance(table, int):
+            arena, *others = self._addresses
+            return [arena, *[table + 4 * part for part in parts], *others, self._scores.address + 4 * first]
+        scratch = (self._scratch, self._arrivals)
+        return [self._arena, *[table[part:] for part in parts], *scratch, self._scores.tensor[first:]]
+
+    def _reserve_scratch(self, rows: int) -> None:
+        if rows > len(self._scratch):  # one pair with a query of a million rows
+            self._scratch = torch.full((rows,), float("-inf"), device=self._arena.device)
+            self._addresses[1] = self._scratch.data_ptr()
+
+    def _current_stream(self) -> torch.cuda.Stream | None:
+        """torch's, by way of what is ten times as fast as torch where it has not changed."""
+        if not self._on_device:
+            return None
+        raw = driver.active.get_current_stream(self._arena.device.index)
+        if self._stream is None or self._stream.cuda_stream != raw:
+            self._stream = torch.cuda.current_stream(self._arena.device)
+        return self._stream
+
+    def _wait(self, stream: torch.cuda.Stream | None) -> None:
+        if stream is not None:
+            stream.synchronize()
+        self._outgrown.clear()
+
+
+class _Program:
+    """`maxsim_items`, compiled for one configuration and loaded.
+
+    Args:
+        pointers: arguments for one item, which is computed.
+    """
+
+    def __init__(self, config: Config, pointers: Sequence[torch.Tensor]) -> None:
+        self.config = config
+        self._constants = config.constants
+        self._options = {"num_warps": config.num_warps}
+        self._compiled: Any = maxsim_items[(1,)](*pointers, *self._constants, **self._options)
+
+    def launch(self, num_items: int, pointers: list[torch.Tensor | int], stream: torch.cuda.Stream | None) -> None:
+        if stream is None:  # under Triton's interpreter, which compiles nothing
+            maxsim_items[(num_items,)](*pointers, *self._constants, **self._options)
+        else:
+            self._compiled[(num_items, 1, 1)](*pointers, *self._constants, stream=stream.cuda_stream)
+
+
+class _Pinned:
+    """Memory that the host and the device read and write, and as much on the device; on a CPU, just memory.
+
+    Args:
+        size: elements.
+    """
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.tensor = torch.zeros(size, dtype=dtype, pin_memory=device.type == "cuda")
+        self.bytes = memoryview(self.tensor.numpy()).cast("B")  # type: ignore[arg-type] # numpy 2 on Python 3.11
+        self.address = self.tensor.data_ptr()
+        self.copy = torch.empty(size if device.type == "cuda" else 0, dtype=dtype, device=device)
+        self.copy_address = self.copy.data_ptr()
+
+
+def _launches(groups: Sequence[PairGroup]) -> Iterator[Sequence[PairGroup]]:
+    """The same pairs in the same order, in parts of what one launch takes."""
+    longest = max([group.query.rows for group in groups], default=0)
+    most = LAUNCH_PAIRS if longest <= MEDIUM_ROWS else min(LAUNCH_PAIRS, max(1, SCRATCH_ROWS // longest))
+    part: list[PairGroup] = []
+    room = most
+    for group in groups:
+        documents = group.documents
+        while len(documents) > room:
+            part.append(PairGroup(group.query, documents[:room]))
+            yield part
+            documents, part, room = documents[room:], [], most
+        part.append(group if documents is group.documents else PairGroup(group.query, documents))
+        room -= len(documents)
+    if part:
+        yield part
+
+
+def _class_of_cut(d_rows: Numbers, q_rows: Numbers) -> int:
+    """MEDIUM or LONG. Blocks of 64 query rows multiply at half the rate of longer ones, but side by side with pairs of
+    short queries, for which the tensor cores wait for memory, they cost next to nothing."""
+    is_long = q_rows > MEDIUM_ROWS
+    products = np.dot(q_rows[is_long].astype(np.int64), d_rows[is_long])
+    return MEDIUM if products <= BALANCE * int(d_rows[~is_long].sum()) else LONG
+
+
+def _cut(d_rows: Numbers, q_rows: Numbers, block_q: int) -> tuple[int, int, bytes]:
+    """The items of pairs. Pairs that lie together (of one long query, say) are spread over the launch, so that those
+    that compute much run beside those that read much.
+
+    Returns:
+        The number of items, the rows of scratch that they need, and what follows the places in a table: [pairs] first
+        items, [pairs] scratch rows, [items] pairs, as `maxsim_items` takes them.
+    """
+    num_pairs = len(d_rows)
+    order = np.arange(-(-num_pairs // STRIDE) * STRIDE, dtype=np.int32).reshape(-1, STRIDE).T.ravel()
+    order = order[order < num_pairs]
+    counts = np.maximum(-(-q_rows // block_q), 1) * np.maximum(-(-d_rows // CHUNK), 1)
+    ends = np.cumsum(counts[order], dtype=np.int32)
+    first_items = np.empty(num_pairs, np.int32)
+    first_items[order] = ends - counts[order]
+    scratch = np.where(counts > 1, q_rows, 0)
+    scratch_ends = np.cumsum(scratch, dtype=np.int32)
+    item_pairs = np.repeat(order, counts[order])
+    table = first_items.tobytes() + (scratch_ends - scratch).tobytes() + item_pairs.tobytes()
+    return int(ends[-1]), int(scratch_ends[-1]), table
