@@ -1,9 +1,11 @@
-"""BERT as a packed encoder: the rows of all texts in one matrix, without padding.
+"""BERT and its kind as a packed encoder: the rows of all texts in one matrix, without padding.
 
 The order of operations is that of transformers' BertModel without its pooler. Query, key and value are one matrix
-product. token_type is always 0, so its embedding is part of the positions'.
+product. token_type is always 0, so its embedding is part of the positions'. What sets XLM-R apart is where positions
+begin, and jina-colbert-v2 that it rotates queries and keys instead.
 
-Source: Devlin et al. 2019 (BERT). Ground truth: transformers' BertModel, through tests/engine/test_parity.py.
+Sources: Devlin et al. 2019 (BERT), Conneau et al. 2020 (XLM-R), Su et al. 2021 (rotary positions). Ground truth:
+transformers' models, through tests/engine/test_parity.py.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 from torch.nn import functional
 
 from engine.attention import Attention
-from engine.bert_config import BertConfig
+from engine.bert_config import BertConfig, EncoderConfig
 from engine.linear import Linear
 from engine.packing import PackedBatch
 
@@ -45,40 +47,104 @@ class BertLayer:
     output_norm: LayerNorm
 
     def __call__(
-        self, hidden: torch.Tensor, num_heads: int, attend: Attention, batch: PackedBatch
+        self,
+        hidden: torch.Tensor,
+        num_heads: int,
+        attend: Attention,
+        batch: PackedBatch,
+        rotation: Rotation | None,
     ) -> torch.Tensor:  # [total_tokens, hidden] -> the same
         qkv = self.qkv(hidden).view(len(hidden), 3, num_heads, -1)  # [total_tokens, 3, num_heads, head_dim]
+        if rotation is not None:
+            qkv = rotation(qkv)
         hidden = self.attention_norm(hidden + self.out(attend(qkv, batch)))
         return self.output_norm(hidden + self.down(self.up(hidden)))
 
 
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Queries and keys turned by their positions: the first half of a head with the second."""
+
+    cos: torch.Tensor  # [total_tokens, 1, 1, head_dim / 2]
+    sin: torch.Tensor
+
+    def __call__(self, qkv: torch.Tensor) -> torch.Tensor:
+        """[total_tokens, 3, num_heads, head_dim] -> the same, values as they were."""
+        first, second = qkv[:, :2].chunk(2, -1)
+        turned = torch.cat([first * self.cos - second * self.sin, second * self.cos + first * self.sin], -1)
+        return torch.cat([turned, qkv[:, 2:]], 1)
+
+
+class RotaryTable:
+    """Cosine and sine of every position, computed once.
+
+    Args:
+        length: positions.
+        head_dim: even.
+    """
+
+    def __init__(self, length: int, head_dim: int, base: float, like: torch.Tensor) -> None:
+        frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)  # [length, head_dim / 2]
+        self._cos, self._sin = angles.cos().to(like), angles.sin().to(like)
+
+    def at(self, position_ids: torch.Tensor) -> Rotation:
+        """The rotation of rows at these positions, [total_tokens]."""
+        return Rotation(self._cos[position_ids][:, None, None], self._sin[position_ids][:, None, None])
+
+
 class Bert:
-    """A BERT encoder.
+    """An encoder of BERT's kind.
 
     Args:
         config: of the checkpoint.
-        weights: by BertModel's own names, in the dtype to compute in; `engine.checkpoint` has checked their shapes.
+        weights: by BertModel's own names, in the dtype and on the device to compute in; `engine.checkpoint` has checked
+            their shapes.
         attend: how attention is computed.
     """
 
-    def __init__(self, config: BertConfig, weights: Mapping[str, torch.Tensor], attend: Attention) -> None:
-        self._num_heads = config.num_attention_heads
+    def __init__(self, config: EncoderConfig, weights: Mapping[str, torch.Tensor], attend: Attention) -> None:
+        bert = config.bert
+        self._num_heads = bert.num_attention_heads
         self._attend = attend
         self._words = weights["embeddings.word_embeddings.weight"]
-        positions, token_types = (
-            weights[f"embeddings.{name}_embeddings.weight"] for name in ("position", "token_type")
-        )
-        self._positions = positions + token_types[0]
-        self._norm = _layer_norm(weights, "embeddings.LayerNorm", config)
-        self._layers = [_bert_layer(weights, number, config) for number in range(config.num_hidden_layers)]
+        self._padding = bert.pad_token_id if config.positions == "after_padding" else None
+        token_type = weights["embeddings.token_type_embeddings.weight"][0]
+        self._positions, self._rotary = None, None
+        if config.positions == "rotary":
+            head_dim = bert.hidden_size // bert.num_attention_heads
+            self._rotary = RotaryTable(config.max_tokens, head_dim, bert.rotary_emb_base, token_type)
+            self._token_type = token_type
+        else:
+            self._positions = weights["embeddings.position_embeddings.weight"] + token_type
+        self._norm = _layer_norm(weights, "embeddings.LayerNorm", bert)
+        self._layers = [_bert_layer(weights, number, bert) for number in range(bert.num_hidden_layers)]
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         """The last hidden states, [total_tokens, hidden]."""
-        hidden = self._words[batch.token_ids] + self._positions[batch.position_ids]
-        hidden = self._norm(hidden)
+        hidden = self._norm(self._words[batch.token_ids] + self._place(batch))
+        rotation = self._rotary.at(batch.position_ids) if self._rotary is not None else None
         for layer in self._layers:
-            hidden = layer(hidden, self._num_heads, self._attend, batch)
+            hidden = layer(hidden, self._num_heads, self._attend, batch, rotation)
         return hidden
+
+    def _place(self, batch: PackedBatch) -> torch.Tensor:
+        """What is added to the words: of their positions, [total_tokens, hidden], and of their type."""
+        if self._positions is None:
+            return self._token_type
+        if self._padding is None:
+            return self._positions[batch.position_ids]
+        return self._positions[positions_after_padding(batch, self._padding)]
+
+
+def positions_after_padding(batch: PackedBatch, padding: int) -> torch.Tensor:
+    """RoBERTa's positions, [total_tokens]: they count from padding + 1 and leave out padding tokens, which have the
+    position `padding` itself (a text may spell one out)."""
+    is_padding = batch.token_ids == padding
+    before = is_padding.cumsum(0) - is_padding.long()  # padding tokens before each row, of all texts
+    first = torch.arange(len(before), device=before.device) - batch.position_ids  # each row's text's first row
+    counted = batch.position_ids - (before - before[first])
+    return torch.where(is_padding, padding, counted + padding + 1)
 
 
 def _bert_layer(weights: Mapping[str, torch.Tensor], number: int, config: BertConfig) -> BertLayer:

@@ -42,14 +42,15 @@ def check(settings: ModelSettings) -> CheckReport:
 
     cores = len(os.sched_getaffinity(0))
     encoder = Encoder.load(model, "cpu", settings.dtype, cores, settings.deterministic)
-    config = model.config
+    config = model.config.bert
     return CheckReport(
         spec=model.spec,
         tokenizer=model.tokenizer_json,
         directory=str(model.directory),
         fingerprint=model.fingerprint,
         parameters=(
-            f"BERT, {config.num_hidden_layers} layers of {config.hidden_size}, {config.vocab_size} pieces, "
+            f"{model.config.family}, {config.num_hidden_layers} layers of {config.hidden_size}, "
+            f"{config.vocab_size} pieces, "
             f"{len(model.projections)} projection{'s' * (len(model.projections) != 1)} to {model.spec.dim}"
         ),
         self_check=run_self_check(model, encoder),

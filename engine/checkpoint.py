@@ -7,28 +7,60 @@ from collections.abc import Iterator
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.bert_config import BertConfig
+from engine.bert_config import BertConfig, EncoderConfig
 from engine.formats import Projection
 from engine.model_files import ModelError, WeightsFile
 
-_PREFIXES = ("", "bert.", "model.", "model.bert.")
+_PREFIXES = ("", "bert.", "roberta.", "model.", "model.bert.", "model.roberta.")
 _FIRST = "embeddings.word_embeddings.weight"
 _OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}  # TensorFlow's, in old saves
 
 
-def load_bert_weights(file: WeightsFile, config: BertConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """BertModel's weights, by its own names without a prefix.
+def load_bert_weights(file: WeightsFile, config: EncoderConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The encoder's weights, by BertModel's names without a prefix. With rotary positions there is no table of them.
 
     Raises:
         ModelError: one is missing, no float, or has another shape than config.json says.
     """
     prefix = next((prefix for prefix in _PREFIXES if prefix + _FIRST in file.tensors), None)
     if prefix is None:
-        raise ModelError(f"{file.path}: no {_FIRST}, so no BERT encoder")
+        raise ModelError(f"{file.path}: no {_FIRST}, so no encoder of BERT's kind")
+    if config.positions == "rotary":
+        return _load_rotary(file, prefix, config.bert, dtype)
     return {
         name: _load_tensor(file, prefix + _name_in(file, prefix, name), shape, dtype)
-        for name, shape in _expected_shapes(config)
+        for name, shape in _expected_shapes(config.bert)
     }
+
+
+def _load_rotary(file: WeightsFile, prefix: str, config: BertConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The layout of XLM-R with rotary positions, which jina-colbert-v2 has: query, key and value in one matrix."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+
+    def load(name: str, shape: list[int]) -> torch.Tensor:
+        return _load_tensor(file, prefix + name, shape, dtype)
+
+    names = "embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight"
+    sizes = config.vocab_size, config.type_vocab_size
+    weights = {name: load(name, [rows, hidden]) for name, rows in zip(names, sizes, strict=True)}
+    pairs = [("embeddings.LayerNorm", "emb_ln", [hidden])]
+    for number in range(config.num_hidden_layers):
+        layer, theirs = f"encoder.layer.{number}", f"encoder.layers.{number}"
+        pairs += [
+            (f"{layer}.attention.output.dense", f"{theirs}.mixer.out_proj", [hidden, hidden]),
+            (f"{layer}.attention.output.LayerNorm", f"{theirs}.norm1", [hidden]),
+            (f"{layer}.intermediate.dense", f"{theirs}.mlp.fc1", [inner, hidden]),
+            (f"{layer}.output.dense", f"{theirs}.mlp.fc2", [hidden, inner]),
+            (f"{layer}.output.LayerNorm", f"{theirs}.norm2", [hidden]),
+        ]
+        for kind, shape in (("weight", [3 * hidden, hidden]), ("bias", [3 * hidden])):
+            parts = load(f"{theirs}.mixer.Wqkv.{kind}", shape).chunk(3)
+            for name, part in zip(("query", "key", "value"), parts, strict=True):
+                weights[f"{layer}.attention.self.{name}.{kind}"] = part
+    for ours, theirs, shape in pairs:
+        weights[f"{ours}.weight"] = load(f"{theirs}.weight", shape)
+        weights[f"{ours}.bias"] = load(f"{theirs}.bias", shape[:1])
+    return weights
 
 
 def load_projection(projection: Projection, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,6 +1,6 @@
 """Checkpoint formats: what each one's files say of markers, lengths, query expansion, skipped words and projections.
 
-Three of them, all of the BERT family, all as the reference (sentence-transformers' MultiVectorEncoder) reads them:
+Three of them, all as the reference (sentence-transformers' MultiVectorEncoder) reads them:
 Stanford ColBERT (`artifact.metadata`), PyLate (`query_prefix` and others in `config_sentence_transformers.json`) and
 MultiVectorEncoder itself (settings beside each module). The embedded default has no file that says them; it is built
 here. What cannot be served exactly is refused with the file and the key: a checkpoint that half works is worse than one
@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from engine.bert_config import BertConfig, read_bert_config
+from engine.bert_config import EncoderConfig, read_bert_config
 from engine.model_files import JsonFile, ModelError, ModelFiles, WeightsFile
 from engine.model_tokenizer import NUM_SPECIAL_TOKENS, ModelTokenizer
 from ipc.messages import ModelSpec, TextSpec
@@ -47,7 +47,7 @@ class Checkpoint:
     """A checkpoint that has been understood; its weights have not been read."""
 
     spec: ModelSpec
-    config: BertConfig
+    config: EncoderConfig
     tokenizer: ModelTokenizer
     weights: WeightsFile
     projections: list[Projection]
@@ -93,7 +93,7 @@ def _read_embedded(files: ModelFiles) -> Checkpoint:
     tokenizer = ModelTokenizer(files)
     document = TextSpec(EMBEDDED_MAX_LENGTH, skip_token_ids=tokenizer.known_ids(PUNCTUATION))
     spec = ModelSpec(
-        EMBEDDED_NAME, config.hidden_size, TextSpec(EMBEDDED_MAX_LENGTH), document, format="embedded default"
+        EMBEDDED_NAME, config.bert.hidden_size, TextSpec(EMBEDDED_MAX_LENGTH), document, format="embedded default"
     )
     return Checkpoint(spec, config, tokenizer, files.read_weights(), [])
 
@@ -106,7 +106,7 @@ def _read_stanford(files: ModelFiles, name: str) -> Checkpoint:
     metadata = files.read_json("artifact.metadata")
     tokenizer = ModelTokenizer(files)
     weights = files.read_weights()
-    projection = _read_projection(weights, config.hidden_size)
+    projection = _read_projection(weights, config.bert.hidden_size)
     dim = metadata.get_int("dim", projection.out_features)
     if dim != projection.out_features:
         raise metadata.error("dim", f"{projection.out_features}, which is what linear.weight in {weights.path} makes")
@@ -121,6 +121,8 @@ def _read_stanford(files: ModelFiles, name: str) -> Checkpoint:
     document = _text_spec(tokenizer, metadata, "doc_token_id", "[unused1]", length)
     if metadata.get_bool("mask_punctuation", True):
         document = _skip(document, tokenizer, PUNCTUATION)
+    if config.family != "BERT":  # the reference's prompt is the marker and a blank, and not every tokenizer drops that
+        query, document = (msgspec.structs.replace(text, prefix=" ") for text in (query, document))
     spec = ModelSpec(name, dim, query, document, format="Stanford ColBERT")
     return Checkpoint(spec, config, tokenizer, weights, [projection])
 
@@ -163,8 +165,8 @@ def _read_native(files: ModelFiles, name: str, settings: JsonFile) -> Checkpoint
         path = files.directory / "modules.json"
         raise ModelError(f"{path}: expected Transformer, Dense, MultiVectorMask and Normalize of token_embeddings")
     transformer, tokenizer = modules.transformer, modules.tokenizer
-    limit = transformer.get_int("max_seq_length", tokenizer.model_max_length(modules.config.max_position_embeddings))
-    limit = min(limit, modules.config.max_position_embeddings)
+    limit = transformer.get_int("max_seq_length", tokenizer.model_max_length(modules.config.max_tokens))
+    limit = min(limit, modules.config.max_tokens)
     query = TextSpec(transformer.get_int("query_length", limit))
     document = TextSpec(transformer.get_int("document_length", limit))
     expansion = transformer.get_object("query_expansion")
@@ -212,7 +214,7 @@ def _expand_native(query: TextSpec, tokenizer: ModelTokenizer, expansion: JsonFi
 class Modules:
     """The modules of a sentence-transformers checkpoint."""
 
-    config: BertConfig
+    config: EncoderConfig
     tokenizer: ModelTokenizer
     weights: WeightsFile
     transformer: JsonFile  # settings of the Transformer module
@@ -250,7 +252,7 @@ def _read_modules(files: ModelFiles) -> Modules:
     if transformer.get_bool("do_lower_case", False):
         tokenizer.lower_case()
     projections: list[Projection] = []
-    width = config.hidden_size
+    width = config.bert.hidden_size
     for folder in folders[1 : count + 1]:
         projections.append(_read_dense(files, folder, width))
         width = projections[-1].out_features

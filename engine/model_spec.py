@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from engine.bert_config import BertConfig
+from engine.bert_config import EncoderConfig
 from engine.find_model import find_model
 from engine.formats import Projection, check_lengths, read_checkpoint
 from engine.model_files import ModelError, ModelFiles, WeightsFile
@@ -32,19 +32,19 @@ class LoadedModel:
     fingerprint: bytes  # 16 bytes; equal for equal files and settings, wherever they lie
     tokenizer_json: bytes  # without truncation and padding
     directory: Path
-    config: BertConfig
+    config: EncoderConfig
     weights: WeightsFile
     projections: Sequence[Projection]
 
     @property
     def max_positions(self) -> int:
         """The most ids that one text may have."""
-        return self.config.max_position_embeddings
+        return self.config.max_tokens
 
     @property
     def vocab_size(self) -> int:
         """Ids are below this."""
-        return self.config.vocab_size
+        return self.config.bert.vocab_size
 
 
 def load_model(settings: ModelSettings) -> LoadedModel:
@@ -56,14 +56,14 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     directory = find_model(settings.model)
     files = ModelFiles(directory)
     checkpoint = read_checkpoint(files, _name_of(settings.model, directory))
-    positions = checkpoint.config.max_position_embeddings
+    positions = checkpoint.config.max_tokens
     check_lengths(checkpoint.spec, positions, f"{directory}: the checkpoint's own settings")
     spec = _with_lengths(checkpoint.spec, settings)
     check_lengths(spec, positions, "--query-length, --document-length")
-    if checkpoint.tokenizer.vocab_size > checkpoint.config.vocab_size:
+    if checkpoint.tokenizer.vocab_size > checkpoint.config.bert.vocab_size:
         raise ModelError(
             f"{checkpoint.tokenizer.path}: {checkpoint.tokenizer.vocab_size} tokens, but config.json's vocab_size is "
-            f"{checkpoint.config.vocab_size}"
+            f"{checkpoint.config.bert.vocab_size}"
         )
     tokenizer_json = checkpoint.tokenizer.json
     return LoadedModel(

@@ -112,7 +112,7 @@ class ModelTokenizer:
         """The ids of the words that are one token each; others cannot be skipped, as in the reference."""
         ids = {word: self._tokenizer.token_to_id(word) for word in words}
         unknown = self._unknown_id()
-        token = getattr(self._tokenizer.model, "unk_token", None)
+        token = self._unknown_token()
         return sorted({int(i) for word, i in ids.items() if i is not None and (i != unknown or word == token)})
 
     def _build(self) -> Tokenizer:
@@ -122,8 +122,14 @@ class ModelTokenizer:
             raise ModelError(f"{self.path}: not a tokenizer ({error})") from None
 
     def _unknown_id(self) -> int | None:
-        token = getattr(self._tokenizer.model, "unk_token", None)
+        token = self._unknown_token()
         return self._tokenizer.token_to_id(token) if token else None
+
+    def _unknown_token(self) -> str | None:
+        """WordPiece and BPE name it, Unigram numbers it."""
+        token = getattr(self._tokenizer.model, "unk_token", None)
+        number = self._raw["model"].get("unk_id")
+        return token or (self._tokenizer.id_to_token(number) if isinstance(number, int) else None)
 
     def _add_special_token(self, token: str, token_id: int) -> None:
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

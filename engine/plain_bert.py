@@ -1,4 +1,4 @@
-"""BERT, slow and obviously right: what the fast path is checked against at run time.
+"""BERT and its kind, slow and obviously right: what the fast path is checked against at run time.
 
 One text at a time, every operation written out as in the paper: no packing, no fused attention, no prepared weights.
 It shares with the fast path nothing but the weights. Float32 throughout.
@@ -33,6 +33,7 @@ class PlainEncoder:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
+        self._config = model.config
         self._weights = load_bert_weights(model.weights, model.config, torch.float32)
         self._projections = [
             (*load_projection(projection, torch.float32), _ACTIVATIONS[projection.activation])
@@ -58,12 +59,12 @@ class PlainEncoder:
         return rows[[place for place, token_id in enumerate(token_ids) if token_id not in skipped]]
 
     def _hidden(self, token_ids: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        words, positions, token_types = (
-            self._weights[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")
-        )
-        hidden = words[token_ids] + positions[: len(token_ids)] + token_types[0]
+        hidden = self._weights["embeddings.word_embeddings.weight"][token_ids]
+        hidden = hidden + self._weights["embeddings.token_type_embeddings.weight"][0]
+        if self._config.positions != "rotary":
+            hidden = hidden + self._weights["embeddings.position_embeddings.weight"][self._positions(token_ids)]
         hidden = self._normalise(hidden, "embeddings.LayerNorm")
-        for number in range(self._model.config.num_hidden_layers):
+        for number in range(self._config.bert.num_hidden_layers):
             layer = f"encoder.layer.{number}"
             context = self._linear(self._attend(hidden, layer, attended), f"{layer}.attention.output.dense")
             hidden = self._normalise(hidden + context, f"{layer}.attention.output.LayerNorm")
@@ -71,13 +72,38 @@ class PlainEncoder:
             hidden = self._normalise(hidden + self._linear(inner, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
         return hidden
 
+    def _positions(self, token_ids: torch.Tensor) -> list[int]:
+        """BERT counts from 0. RoBERTa counts from after the padding token's id, and only what is not padding."""
+        if self._config.positions == "absolute":
+            return list(range(len(token_ids)))
+        padding = self._config.bert.pad_token_id
+        positions, counted = [], padding
+        for token_id in token_ids.tolist():
+            if token_id != padding:
+                counted += 1
+            positions.append(counted if token_id != padding else padding)
+        return positions
+
+    def _rotate(self, heads: torch.Tensor) -> torch.Tensor:
+        """[heads, length, head_dim]: (x_i, x_{i + head_dim / 2}) turned by position * base^(-2 i / head_dim)."""
+        width = heads.shape[2]
+        turned = heads.clone()
+        for i in range(width // 2):
+            angle = torch.arange(heads.shape[1]) * self._config.bert.rotary_emb_base ** (-2 * i / width)
+            x, y = heads[:, :, i], heads[:, :, i + width // 2]
+            turned[:, :, i] = x * angle.cos() - y * angle.sin()
+            turned[:, :, i + width // 2] = y * angle.cos() + x * angle.sin()
+        return turned
+
     def _attend(self, hidden: torch.Tensor, layer: str, attended: torch.Tensor) -> torch.Tensor:
         """Softmax attention, [length, hidden] -> the same; rows that are not attended get no weight."""
-        heads = self._model.config.num_attention_heads
+        heads = self._config.bert.num_attention_heads
         q, k, v = (
             self._linear(hidden, f"{layer}.attention.self.{name}").view(len(hidden), heads, -1).transpose(0, 1)
             for name in ("query", "key", "value")
         )
+        if self._config.positions == "rotary":
+            q, k = self._rotate(q), self._rotate(k)
         logits = q @ k.transpose(1, 2) / q.shape[2] ** 0.5  # [heads, length, length]
         weights = logits.masked_fill(~attended, float("-inf")).softmax(2)
         context: torch.Tensor = (weights @ v).transpose(0, 1).flatten(1)
@@ -88,5 +114,5 @@ class PlainEncoder:
 
     def _normalise(self, rows: torch.Tensor, name: str) -> torch.Tensor:
         centred = rows - rows.mean(1, keepdim=True)
-        scaled = centred / (centred.pow(2).mean(1, keepdim=True) + self._model.config.layer_norm_eps).sqrt()
+        scaled = centred / (centred.pow(2).mean(1, keepdim=True) + self._config.bert.layer_norm_eps).sqrt()
         return scaled * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]

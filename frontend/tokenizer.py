@@ -72,6 +72,8 @@ class StatelessTokenizer:
         """
         spec = self._specs[role]
         room = limit - self.special_tokens(role)
+        if spec.prefix:
+            texts = [spec.prefix + text for text in texts]
         lengths, expansion, token_ids = array("i"), array("i"), array("i")
         longest = _longest_beginning(room)
         for name, text, encoding in zip(names, texts, self._beginnings(texts, room), strict=True):

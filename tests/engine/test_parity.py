@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.base.modules.dense import Dense
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
 from engine.encoder import Encoder
 from engine.model_spec import LoadedModel, load_model
@@ -23,14 +26,22 @@ from engine.self_check import run_self_check
 from frontend.tokenizer import StatelessTokenizer
 from ipc.messages import Role, TextSpec
 from ipc.settings import ModelSettings
-from tests.engine.checkpoints import HIDDEN, write_pylate, write_stanford
+from tests.engine.checkpoints import (
+    HIDDEN,
+    ROTARY_BASE,
+    write_pylate,
+    write_stanford,
+    write_xlmr,
+    write_xlmr_pylate,
+    xlmr_weights,
+)
 
 QUERIES = [
     "What is late interaction?",
     "",
     "naïve Ünïcode, 東京 and emoji 🙂",
     "a query that is a good deal longer than the sixteen tokens which these small models give to queries, so it is cut",
-    "text with [MASK] and [SEP] inside, and [unused0] [Q] markers",
+    "text with [MASK] and [SEP] inside, and [unused0] [Q] markers, <mask> and <pad> <pad> too",
 ]
 DOCUMENTS = [
     "ColBERT scores a document by the sum, over query tokens, of the best match among the document's tokens.",
@@ -97,6 +108,53 @@ def from_directory(write: Callable[..., Path], **changes: Any) -> Callable[[Path
     return load
 
 
+def rotary(**changes: Any) -> Callable[[Path], Pair]:
+    """jina-colbert-v2's own code is not run, here neither: transformers has the same encoder under other names."""
+
+    def load(tmp: Path) -> Pair:
+        directory = write_xlmr(tmp / "model", is_rotary=True, **changes)
+        reference = MultiVectorEncoder(str(write_xlmr(tmp / "base", **changes)), device="cpu")
+        reference[0].model = jina_encoder(directory)
+        return load_pair(ModelSettings(model=str(directory)), reference)
+
+    return load
+
+
+def jina_encoder(directory: Path) -> Any:
+    config = json.loads((directory / "config.json").read_text())
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    model: Any = JinaEmbeddingsV3Model(
+        JinaEmbeddingsV3Config(
+            **{name: config[name] for name in names},
+            max_position_embeddings=config["max_position_embeddings"],
+            layer_norm_eps=config["layer_norm_eps"],
+            rope_parameters={"rope_type": "default", "rope_theta": ROTARY_BASE},
+        ),
+        add_pooling_layer=False,
+    )
+    model.eval()
+    weights = xlmr_weights(config["vocab_size"])
+    renamed = {}
+    for name, tensor in weights.items():
+        for ours, theirs in JINA_NAMES:
+            name = re.sub(ours, theirs, name)
+        if "position" not in name:
+            renamed[name] = tensor
+    model.load_state_dict(renamed)
+    return model
+
+
+JINA_NAMES = (
+    (r"^encoder\.layer\.", "layers."),
+    (r"attention\.self\.(q|k|v)[a-z]+", r"self_attn.\1_proj"),
+    (r"attention\.output\.dense", "self_attn.o_proj"),
+    (r"attention\.output\.LayerNorm", "post_attention_layernorm"),
+    (r"intermediate\.dense", "mlp.fc1"),
+    (r"(layers\.\d+)\.output\.dense", r"\1.mlp.fc2"),
+    (r"(layers\.\d+)\.output\.LayerNorm", r"\1.post_mlp_layernorm"),
+)
+
+
 def write_native(
     directory: Path,
     expansion: dict[str, Any] | None = None,
@@ -133,6 +191,13 @@ MODELS: dict[str, Callable[[Path], Pair]] = {
     "pylate-no-expansion": from_directory(write_pylate, do_query_expansion=False, query_length=12),
     "pylate-stanford-markers": from_directory(write_pylate, query_prefix="[unused0]", document_prefix="[unused1]"),
     "pylate-prompts": from_directory(write_pylate, prompts={"query": "[Q] find: ", "document": "passage: "}),
+    "xlmr-stanford": from_directory(write_xlmr),
+    "xlmr-stanford-attends": from_directory(write_xlmr, attend_to_mask_tokens=True),
+    "xlmr-pylate": from_directory(write_xlmr_pylate),
+    "xlmr-pylate-two-dense-no-skiplist": from_directory(write_xlmr_pylate, dims=(16, 8), skiplist_words=[]),
+    "jina": rotary(),
+    "jina-attends": rotary(attend_to_mask_tokens=True),
+    "jina-punctuation-kept": rotary(mask_punctuation=False),
     "native": from_directory(write_native, document_length=30),
     "native-fixed": from_directory(write_native, expansion={"strategy": "fixed", "length": 12}),
     "native-min": from_directory(

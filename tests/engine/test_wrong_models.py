@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from engine.encoder import Encoder
 from engine.model_spec import ModelError, load_model
 from ipc.settings import ModelSettings
-from tests.engine.checkpoints import HIDDEN, change_json, write_json, write_pylate, write_stanford
+from tests.engine.checkpoints import HIDDEN, change_json, write_json, write_pylate, write_stanford, write_xlmr
 
 Change = Callable[[Path], object]
 
@@ -153,7 +153,7 @@ WRONG_STANFORD: dict[str, tuple[Change, str]] = {
     ),
     "no-encoder": (
         weights(lambda t: [t.pop(name) for name in list(t) if name.startswith("bert.")]),
-        "no embeddings.word_embeddings.weight, so no BERT encoder",
+        "no embeddings.word_embeddings.weight, so no encoder of BERT's kind",
     ),
     "layer-missing": (
         weights(lambda t: t.pop("bert.encoder.layer.1.output.dense.bias")),
@@ -254,6 +254,42 @@ def test_wrong_stanford_checkpoint_is_refused(tmp_path: Path, change: Change, me
 @pytest.mark.parametrize(("change", "message"), WRONG_PYLATE.values(), ids=list(WRONG_PYLATE))
 def test_wrong_pylate_checkpoint_is_refused(tmp_path: Path, change: Change, message: str) -> None:
     directory = write_pylate(tmp_path / "model")
+    change(directory)
+    assert message in refusal(str(directory))
+
+
+WRONG_ROTARY: dict[str, tuple[Change, str]] = {
+    "adapters": (
+        config(lora_adaptations=["retrieval"]),
+        "config.json: lora_adaptations is ['retrieval'], expected None",
+    ),
+    "rotates-a-part": (config(rotary_emb_fraction=0.5), "config.json: rotary_emb_fraction is 0.5, expected 1.0"),
+    "neighbours-rotated": (config(rotary_emb_interleaved=True), "rotary_emb_interleaved is True, expected False"),
+    "odd-heads": (
+        config(num_attention_heads=32),
+        "num_attention_heads is 32, expected heads of an even width: their halves are rotated",
+    ),
+    "base-without-end": (config(rotary_emb_base=float("inf")), "rotary_emb_base is inf, expected a finite number"),
+    "code-without-its-layout": (config(position_embedding_type="absolute"), "config.json: auto_map is"),
+    "marker-unknown": (
+        lambda directory: change_json(directory / "artifact.metadata", query_token_id="[unused0]"),
+        "artifact.metadata: query_token_id is '[unused0]', expected exactly one token of tokenizer.json",
+    ),
+    "layers-missing": (
+        weights(lambda t: t.pop("roberta.encoder.layers.1.mixer.Wqkv.weight")),
+        "model.safetensors: no roberta.encoder.layers.1.mixer.Wqkv.weight; the checkpoint is not whole",
+    ),
+    "dim-declared-wrong": (
+        lambda directory: change_json(directory / "artifact.metadata", dim=9),
+        "artifact.metadata: dim is 9, expected 8, which is what linear.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_ROTARY.values(), ids=list(WRONG_ROTARY))
+def test_wrong_rotary_checkpoint_is_refused(tmp_path: Path, change: Change, message: str) -> None:
+    directory = write_xlmr(tmp_path / "model", is_rotary=True)
+    assert load_model(ModelSettings(model=str(directory))).config.family == "XLM-R, rotary"
     change(directory)
     assert message in refusal(str(directory))
 
