@@ -18,6 +18,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "torch",
+    "triton",
     "numpy",
     "pyzmq",
     "msgspec",

@@ -104,9 +104,15 @@ class TritonPacked:
 
     def __call__(self, groups: Sequence[PairGroup]) -> Sequence[float]:
         """See `Reference.__call__`."""
+        return self.finish(self.start(groups))
+
+    def start(self, groups: Sequence[PairGroup]) -> int:
+        """Launch what computes the scores of these pairs. `finish` comes next.
+
+        Returns:
+            The number of pairs.
+        """
         num_pairs = sum([len(group.documents) for group in groups])
-        if not num_pairs:
-            return []
         self._used = 0
         if num_pairs > len(self._scores.tensor):
             self._scores = _Pinned(2 * num_pairs, torch.float32, self._arena.device)
@@ -114,7 +120,12 @@ class TritonPacked:
         first = 0
         for launch in _launches(groups):
             first += self._launch(launch, first, stream)
-        self._wait(stream)
+        return num_pairs
+
+    def finish(self, num_pairs: int) -> Sequence[float]:
+        """Wait for what was started, and return its scores."""
+        if num_pairs:
+            self._wait()
         return array("f", self._scores.bytes[: 4 * num_pairs].tobytes())
 
     def _warm_up(self, configs: list[Config]) -> None:
@@ -124,7 +135,7 @@ class TritonPacked:
         pointers = [self._arena, *tables, self._scratch, self._arrivals, self._scores.tensor]
         self._whole = [_Program(config, pointers) for config in configs[:LONG]]
         self._cut = [_Program(replace(config, chunk=CHUNK), pointers) for config in configs]
-        self._wait(self._current_stream())
+        self._wait()
 
     def _launch(self, groups: Sequence[PairGroup], first: int, stream: torch.cuda.Stream | None) -> int:
         """Start what computes the scores of these pairs; they go to `first` and on.
@@ -195,7 +206,8 @@ class TritonPacked:
             self._stream = torch.cuda.current_stream(self._arena.device)
         return self._stream
 
-    def _wait(self, stream: torch.cuda.Stream | None) -> None:
+    def _wait(self) -> None:
+        stream = self._current_stream()
         if stream is not None:
             stream.synchronize()
         self._outgrown.clear()
@@ -242,6 +254,7 @@ def _launches(groups: Sequence[PairGroup]) -> Iterator[Sequence[PairGroup]]:
     most = LAUNCH_PAIRS if longest <= MEDIUM_ROWS else min(LAUNCH_PAIRS, max(1, SCRATCH_ROWS // longest))
     part: list[PairGroup] = []
     room = most
+    groups = [group for group in groups if group.documents]
     for group in groups:
         documents = group.documents
         while len(documents) > room:
