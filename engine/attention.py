@@ -40,6 +40,39 @@ def attend_per_text(qkv: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     return context.flatten(1)
 
 
+WINDOW_BLOCK = 256  # rows whose keys are looked for together
+
+
+def attend_in_window(qkv: torch.Tensor, batch: PackedBatch, reach: int) -> torch.Tensor:
+    """Attention to rows at most `reach` positions away, before and after. Rows that find nobody get zeros, as in the
+    reference.
+
+    Args, returns: as `Attention`'s.
+    """
+    total, _, num_heads, head_dim = qkv.shape
+    context = qkv.new_empty(total, num_heads, head_dim)
+    for start, length, keys in zip(batch.cu_seqlens, batch.lengths, batch.attended, strict=False):
+        for first in range(0, length, WINDOW_BLOCK):
+            last = min(length, first + WINDOW_BLOCK)
+            low, high = max(0, first - reach), min(keys, last + reach)
+            rows = slice(start + first, start + last)
+            if low >= high:
+                context[rows] = 0
+                continue
+            q = qkv[rows, 0].transpose(0, 1)[None]  # [1, num_heads, last - first, head_dim]
+            k, v = qkv[start + low : start + high, 1:].permute(1, 2, 0, 3).unsqueeze(1)
+            mask = _window_mask(first, last, low, high, reach, qkv.device)
+            found = functional.scaled_dot_product_attention(q, k, v, mask)[0].transpose(0, 1)
+            context[rows] = torch.where(mask.any(1)[:, None, None], found, 0)
+    return context.flatten(1)
+
+
+def _window_mask(first: int, last: int, low: int, high: int, reach: int, device: torch.device) -> torch.Tensor:
+    """[last - first, high - low] bool: who is near whom."""
+    rows = torch.arange(first, last, device=device)[:, None]
+    return (rows - torch.arange(low, high, device=device)).abs() <= reach
+
+
 def attend_varlen(qkv: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     """All texts in one launch of torch's variable-length attention (CUDA, float16 or bfloat16)."""
     from torch.nn.attention.varlen import varlen_attn

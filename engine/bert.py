@@ -15,24 +15,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.nn import functional
 
 from engine.attention import Attention
-from engine.bert_config import BertConfig, EncoderConfig
+from engine.bert_config import BertConfig, BertEncoderConfig
+from engine.layer_norm import LayerNorm
 from engine.linear import Linear
 from engine.packing import PackedBatch
-
-
-@dataclass(frozen=True, slots=True)
-class LayerNorm:
-    """Over the last dimension."""
-
-    weight: torch.Tensor  # [hidden]
-    bias: torch.Tensor  # [hidden]
-    epsilon: float
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        return functional.layer_norm(rows, self.weight.shape, self.weight, self.bias, self.epsilon)
+from engine.rotary import RotaryTable, Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,38 +50,6 @@ class BertLayer:
         return self.output_norm(hidden + self.down(self.up(hidden)))
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """Queries and keys turned by their positions: the first half of a head with the second."""
-
-    cos: torch.Tensor  # [total_tokens, 1, 1, head_dim / 2]
-    sin: torch.Tensor
-
-    def __call__(self, qkv: torch.Tensor) -> torch.Tensor:
-        """[total_tokens, 3, num_heads, head_dim] -> the same, values as they were."""
-        first, second = qkv[:, :2].chunk(2, -1)
-        turned = torch.cat([first * self.cos - second * self.sin, second * self.cos + first * self.sin], -1)
-        return torch.cat([turned, qkv[:, 2:]], 1)
-
-
-class RotaryTable:
-    """Cosine and sine of every position, computed once.
-
-    Args:
-        length: positions.
-        head_dim: even.
-    """
-
-    def __init__(self, length: int, head_dim: int, base: float, like: torch.Tensor) -> None:
-        frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-        angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)  # [length, head_dim / 2]
-        self._cos, self._sin = angles.cos().to(like), angles.sin().to(like)
-
-    def at(self, position_ids: torch.Tensor) -> Rotation:
-        """The rotation of rows at these positions, [total_tokens]."""
-        return Rotation(self._cos[position_ids][:, None, None], self._sin[position_ids][:, None, None])
-
-
 class Bert:
     """An encoder of BERT's kind.
 
@@ -103,7 +60,7 @@ class Bert:
         attend: how attention is computed.
     """
 
-    def __init__(self, config: EncoderConfig, weights: Mapping[str, torch.Tensor], attend: Attention) -> None:
+    def __init__(self, config: BertEncoderConfig, weights: Mapping[str, torch.Tensor], attend: Attention) -> None:
         bert = config.bert
         self._num_heads = bert.num_attention_heads
         self._attend = attend

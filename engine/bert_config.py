@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from engine.model_files import JsonFile, ModelError, ModelFiles
+from engine.model_files import JsonFile, ModelError
 
+Config = TypeVar("Config", bound=msgspec.Struct)
 Positions = Literal["absolute", "after_padding", "rotary"]
 
 
@@ -28,7 +29,7 @@ class BertConfig(msgspec.Struct, frozen=True):
     rotary_emb_base: float = 10_000.0
 
 
-class EncoderConfig(msgspec.Struct, frozen=True):
+class BertEncoderConfig(msgspec.Struct, frozen=True):
     """A config and the kind of encoder that it describes.
 
     positions:
@@ -40,6 +41,19 @@ class EncoderConfig(msgspec.Struct, frozen=True):
     family: str  # for people
     bert: BertConfig
     positions: Positions
+
+    @property
+    def hidden_size(self) -> int:
+        return self.bert.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.bert.num_hidden_layers
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self.bert.vocab_size
 
     @property
     def max_tokens(self) -> int:
@@ -60,54 +74,79 @@ ROTARY_EXPECTED = {
     "lora_adaptations": None,
     "mlp_type": "mlp",
 }
-_MAY_BE_ZERO = {"pad_token_id"}
 
 
-def read_bert_config(files: ModelFiles, folder: str = "") -> EncoderConfig:
+def read_bert_config(raw: JsonFile) -> BertEncoderConfig:
     """The encoder's shape.
 
+    Args:
+        raw: config.json, of model_type bert or xlm-roberta.
+
     Raises:
-        ModelError: it is not an encoder of this kind, or one that this encoder does not compute exactly.
+        ModelError: this encoder does not compute what it says.
     """
-    raw = files.read_json(f"{folder}/config.json" if folder else "config.json")
-    kind = raw.values.get("model_type")
-    is_rotary = kind == "xlm-roberta" and raw.values.get("position_embedding_type") == "rotary"
-    if kind not in ("bert", "xlm-roberta"):
-        raise raw.error("model_type", "'bert' or 'xlm-roberta': this version serves the BERT family only")
-    if raw.values.get("auto_map") and not is_rotary:
-        # the checkpoint's own code computes something that its config does not say; that of jina-colbert-v2 is known
-        raise raw.error("auto_map", "none: code that comes with a model is never run")
-    if is_rotary:
-        _check(raw, ROTARY_EXPECTED)
-        config = _convert(raw, {"layer_norm_eps": 1e-5, "pad_token_id": 1})
-        if config.hidden_size // config.num_attention_heads % 2:
-            raise raw.error("num_attention_heads", "heads of an even width: their halves are rotated")
-        return EncoderConfig("XLM-R, rotary", config, "rotary")
-    _check(raw, {**EXPECTED, "position_embedding_type": "absolute"})
-    if kind == "bert":
-        return EncoderConfig("BERT", _convert(raw, {"pad_token_id": 0}), "absolute")
+    is_xlmr = raw.values.get("model_type") == "xlm-roberta"
+    if is_xlmr and raw.values.get("position_embedding_type") == "rotary":
+        return _read_rotary(raw)
+    refuse_own_code(raw)
+    check_expected(raw, {**EXPECTED, "position_embedding_type": "absolute"})
+    if not is_xlmr:
+        return BertEncoderConfig("BERT", _convert(raw, {"pad_token_id": 0}), "absolute")
+    return BertEncoderConfig("XLM-R", _convert(raw, {"layer_norm_eps": 1e-5, "pad_token_id": 1}), "after_padding")
+
+
+def _read_rotary(raw: JsonFile) -> BertEncoderConfig:
+    """jina-colbert-v2 says auto_map: its code is known, and not needed."""
+    check_expected(raw, ROTARY_EXPECTED)
     config = _convert(raw, {"layer_norm_eps": 1e-5, "pad_token_id": 1})
-    return EncoderConfig("XLM-R", config, "after_padding")
+    if config.hidden_size // config.num_attention_heads % 2:
+        raise raw.error("num_attention_heads", "heads of an even width: their halves are rotated")
+    return BertEncoderConfig("XLM-R, rotary", config, "rotary")
 
 
-def _check(raw: JsonFile, expected: Mapping[str, object]) -> None:
+def refuse_own_code(raw: JsonFile) -> None:
+    """
+    Raises:
+        ModelError: the checkpoint brings code, which computes something that its config does not say.
+    """
+    if raw.values.get("auto_map"):
+        raise raw.error("auto_map", "none: code that comes with a model is never run")
+
+
+def check_expected(raw: JsonFile, expected: Mapping[str, object]) -> None:
+    """
+    Raises:
+        ModelError: a key says something else; one that is missing says nothing else.
+    """
     for key, value in expected.items():
         if raw.values.get(key, value) != value:
             raise raw.error(key, repr(value))
 
 
 def _convert(raw: JsonFile, defaults: Mapping[str, Any]) -> BertConfig:
+    return convert(raw, BertConfig, defaults, may_be_zero={"pad_token_id"})
+
+
+def convert(
+    raw: JsonFile, kind: type[Config], defaults: Mapping[str, Any], may_be_zero: Collection[str] = ()
+) -> Config:
+    """config.json's keys as a struct; null counts as missing where there is a default.
+
+    Raises:
+        ModelError: one is missing, of another type, not finite, or not above 0; or the heads do not fit.
+    """
     given = {key: value for key, value in raw.values.items() if value is not None or key not in defaults}
     try:
-        config = msgspec.convert({**defaults, **given}, BertConfig)
+        config = msgspec.convert({**defaults, **given}, kind)
     except msgspec.ValidationError as error:
         raise ModelError(f"{raw.path}: {error}") from None
-    for field in msgspec.structs.fields(BertConfig):
+    for field in msgspec.structs.fields(kind):
         value = getattr(config, field.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise raw.error(field.name, "a finite number")
-        if value < 0 or (value == 0 and field.name not in _MAY_BE_ZERO):
+        if isinstance(value, int | float) and (value < 0 or (value == 0 and field.name not in may_be_zero)):
             raise raw.error(field.name, "a number above 0")
-    if config.hidden_size % config.num_attention_heads:
-        raise raw.error("num_attention_heads", f"a divisor of hidden_size, which is {config.hidden_size}")
+    hidden, heads = getattr(config, "hidden_size"), getattr(config, "num_attention_heads")  # noqa: B009 - every kind has
+    if hidden % heads:
+        raise raw.error("num_attention_heads", f"a divisor of hidden_size, which is {hidden}")
     return config

@@ -42,14 +42,14 @@ def check(settings: ModelSettings) -> CheckReport:
 
     cores = len(os.sched_getaffinity(0))
     encoder = Encoder.load(model, "cpu", settings.dtype, cores, settings.deterministic)
-    config = model.config.bert
+    config = model.config
     return CheckReport(
         spec=model.spec,
         tokenizer=model.tokenizer_json,
         directory=str(model.directory),
         fingerprint=model.fingerprint,
         parameters=(
-            f"{model.config.family}, {config.num_hidden_layers} layers of {config.hidden_size}, "
+            f"{config.family}, {config.num_hidden_layers} layers of {config.hidden_size}, "
             f"{config.vocab_size} pieces, "
             f"{len(model.projections)} projection{'s' * (len(model.projections) != 1)} to {model.spec.dim}"
         ),

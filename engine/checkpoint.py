@@ -7,16 +7,17 @@ from collections.abc import Iterator
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.bert_config import BertConfig, EncoderConfig
+from engine.bert_config import BertConfig, BertEncoderConfig
 from engine.formats import Projection
 from engine.model_files import ModelError, WeightsFile
+from engine.modern_bert_config import ModernBertConfig
 
 _PREFIXES = ("", "bert.", "roberta.", "model.", "model.bert.", "model.roberta.")
 _FIRST = "embeddings.word_embeddings.weight"
 _OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}  # TensorFlow's, in old saves
 
 
-def load_bert_weights(file: WeightsFile, config: EncoderConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def load_bert_weights(file: WeightsFile, config: BertEncoderConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The encoder's weights, by BertModel's names without a prefix. With rotary positions there is no table of them.
 
     Raises:
@@ -61,6 +62,34 @@ def _load_rotary(file: WeightsFile, prefix: str, config: BertConfig, dtype: torc
         weights[f"{ours}.weight"] = load(f"{theirs}.weight", shape)
         weights[f"{ours}.bias"] = load(f"{theirs}.bias", shape[:1])
     return weights
+
+
+def load_modern_bert_weights(
+    file: WeightsFile, config: ModernBertConfig, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """The encoder's weights, by ModernBertModel's names without a prefix.
+
+    Raises:
+        ModelError: one is missing, no float, or has another shape than config.json says.
+    """
+    first = "embeddings.tok_embeddings.weight"
+    prefix = next((prefix for prefix in ("", "model.") if prefix + first in file.tensors), None)
+    if prefix is None:
+        raise ModelError(f"{file.path}: no {first}, so no ModernBERT encoder")
+    hidden, inner = config.hidden_size, config.intermediate_size
+    shapes = {first: [config.vocab_size, hidden], "embeddings.norm.weight": [hidden], "final_norm.weight": [hidden]}
+    for number in range(config.num_hidden_layers):
+        layer = f"layers.{number}"
+        shapes |= {
+            f"{layer}.attn.Wqkv.weight": [3 * hidden, hidden],
+            f"{layer}.attn.Wo.weight": [hidden, hidden],
+            f"{layer}.mlp_norm.weight": [hidden],
+            f"{layer}.mlp.Wi.weight": [2 * inner, hidden],
+            f"{layer}.mlp.Wo.weight": [hidden, inner],
+        }
+        if number:  # the first layer's input has just been normalised
+            shapes[f"{layer}.attn_norm.weight"] = [hidden]
+    return {name: _load_tensor(file, prefix + name, shape, dtype) for name, shape in shapes.items()}
 
 
 def load_projection(projection: Projection, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:

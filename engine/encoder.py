@@ -11,10 +11,12 @@ from torch.nn import functional
 
 from engine.attention import Attention, attend_per_text, attend_varlen
 from engine.bert import Bert
-from engine.checkpoint import load_bert_weights, load_projection
+from engine.checkpoint import load_bert_weights, load_modern_bert_weights, load_projection
 from engine.linear import Linear
 from engine.model_spec import LoadedModel
-from engine.packing import PackedTexts, pack, split
+from engine.modern_bert import ModernBert
+from engine.modern_bert_config import ModernBertConfig
+from engine.packing import PackedBatch, PackedTexts, pack, split
 from ipc.messages import Role, TextSpec
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -62,9 +64,7 @@ class Encoder:
         self._max_positions = model.max_positions
         self._vocab_size = model.vocab_size
         self._specs: dict[Role, TextSpec] = {"query": model.spec.query, "document": model.spec.document}
-        weights = load_bert_weights(model.weights, model.config, dtype)
-        on_device = {name: weight.to(device) for name, weight in weights.items()}
-        self._bert = Bert(model.config, on_device, _attention_for(device, dtype))
+        self._network = _load_network(model, dtype, device)
         self._projections = [
             (Linear(*_to(device, load_projection(projection, dtype))), _ACTIVATIONS[projection.activation])
             for projection in model.projections
@@ -144,7 +144,7 @@ class Encoder:
 
     def _encode(self, texts: PackedTexts) -> EncodedTexts:
         batch = pack(texts, [self._specs[role].attend_expansion for role in texts.roles], self.device)
-        rows = self._bert(batch)  # [total_tokens, hidden]
+        rows = self._network(batch)  # [total_tokens, hidden]
         for project, activation in self._projections:
             rows = activation(project(rows))
         # p=2, epsilon 1e-12: as the reference's Normalize
@@ -182,6 +182,18 @@ class Encoder:
         owners = torch.repeat_interleave(lengths)[kept]
         rows: list[int] = torch.bincount(owners, minlength=len(lengths)).tolist()
         return EncodedTexts(embeddings[kept.to(self.device)], rows)
+
+
+def _load_network(
+    model: LoadedModel, dtype: torch.dtype, device: torch.device
+) -> Callable[[PackedBatch], torch.Tensor]:
+    """The encoder without its projections: a batch -> [total_tokens, hidden]."""
+    config, attend = model.config, _attention_for(device, dtype)
+    if isinstance(config, ModernBertConfig):
+        weights = load_modern_bert_weights(model.weights, config, dtype)
+        return ModernBert(config, {name: weight.to(device) for name, weight in weights.items()}, attend)
+    weights = load_bert_weights(model.weights, config, dtype)
+    return Bert(config, {name: weight.to(device) for name, weight in weights.items()}, attend)
 
 
 def _attention_for(device: torch.device, dtype: torch.dtype) -> Attention:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from engine.bert_config import EncoderConfig, read_bert_config
+from engine.encoder_config import EncoderConfig, read_encoder_config
 from engine.model_files import JsonFile, ModelError, ModelFiles, WeightsFile
 from engine.model_tokenizer import NUM_SPECIAL_TOKENS, ModelTokenizer
 from ipc.messages import ModelSpec, TextSpec
@@ -89,11 +89,11 @@ def _read_embedded(files: ModelFiles) -> Checkpoint:
                                 MultiVectorMask(skiplist_words=list(string.punctuation)),
                                 Normalize(module_input_name="token_embeddings")])
     """
-    config = read_bert_config(files)
+    config = read_encoder_config(files)
     tokenizer = ModelTokenizer(files)
     document = TextSpec(EMBEDDED_MAX_LENGTH, skip_token_ids=tokenizer.known_ids(PUNCTUATION))
     spec = ModelSpec(
-        EMBEDDED_NAME, config.bert.hidden_size, TextSpec(EMBEDDED_MAX_LENGTH), document, format="embedded default"
+        EMBEDDED_NAME, config.hidden_size, TextSpec(EMBEDDED_MAX_LENGTH), document, format="embedded default"
     )
     return Checkpoint(spec, config, tokenizer, files.read_weights(), [])
 
@@ -102,11 +102,11 @@ def _read_embedded(files: ModelFiles) -> Checkpoint:
 
 
 def _read_stanford(files: ModelFiles, name: str) -> Checkpoint:
-    config = read_bert_config(files)
+    config = read_encoder_config(files)
     metadata = files.read_json("artifact.metadata")
     tokenizer = ModelTokenizer(files)
     weights = files.read_weights()
-    projection = _read_projection(weights, config.bert.hidden_size)
+    projection = _read_projection(weights, config.hidden_size)
     dim = metadata.get_int("dim", projection.out_features)
     if dim != projection.out_features:
         raise metadata.error("dim", f"{projection.out_features}, which is what linear.weight in {weights.path} makes")
@@ -244,7 +244,7 @@ def _read_modules(files: ModelFiles) -> Modules:
     if not count:
         path = files.directory / "modules.json"
         raise ModelError(f"{path}: no Dense module, so no projection to token embeddings; no ColBERT model")
-    config = read_bert_config(files, folders[0])
+    config = read_encoder_config(files, folders[0])
     transformer = files.read_json_if_there(_in(folders[0], "sentence_bert_config.json"))
     if "processing_kwargs" in transformer:
         raise transformer.error("processing_kwargs", "nothing: this version does not know it")
@@ -252,7 +252,7 @@ def _read_modules(files: ModelFiles) -> Modules:
     if transformer.get_bool("do_lower_case", False):
         tokenizer.lower_case()
     projections: list[Projection] = []
-    width = config.bert.hidden_size
+    width = config.hidden_size
     for folder in folders[1 : count + 1]:
         projections.append(_read_dense(files, folder, width))
         width = projections[-1].out_features

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from engine.bert_config import EncoderConfig
+from engine.encoder_config import EncoderConfig
 from engine.find_model import find_model
 from engine.formats import Projection, check_lengths, read_checkpoint
 from engine.model_files import ModelError, ModelFiles, WeightsFile
@@ -44,7 +44,7 @@ class LoadedModel:
     @property
     def vocab_size(self) -> int:
         """Ids are below this."""
-        return self.config.bert.vocab_size
+        return self.config.vocab_size
 
 
 def load_model(settings: ModelSettings) -> LoadedModel:
@@ -60,10 +60,10 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     check_lengths(checkpoint.spec, positions, f"{directory}: the checkpoint's own settings")
     spec = _with_lengths(checkpoint.spec, settings)
     check_lengths(spec, positions, "--query-length, --document-length")
-    if checkpoint.tokenizer.vocab_size > checkpoint.config.bert.vocab_size:
+    if checkpoint.tokenizer.vocab_size > checkpoint.config.vocab_size:
         raise ModelError(
             f"{checkpoint.tokenizer.path}: {checkpoint.tokenizer.vocab_size} tokens, but config.json's vocab_size is "
-            f"{checkpoint.config.bert.vocab_size}"
+            f"{checkpoint.config.vocab_size}"
         )
     tokenizer_json = checkpoint.tokenizer.json
     return LoadedModel(

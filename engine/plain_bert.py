@@ -8,57 +8,31 @@ Source: Devlin et al. 2019 (BERT); Khattab & Zaharia 2020 (ColBERT).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 
-from engine.checkpoint import load_bert_weights, load_projection
-from engine.model_spec import LoadedModel
-from ipc.messages import Role
-
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "identity": lambda rows: rows,
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "gelu": lambda rows: rows * 0.5 * (1 + torch.erf(rows / 2**0.5)),
-}
+from engine.bert_config import BertEncoderConfig
+from engine.checkpoint import load_bert_weights
+from engine.model_files import WeightsFile
 
 
-class PlainEncoder:
-    """One text's ids in, its token embeddings out.
+def gelu(rows: torch.Tensor) -> torch.Tensor:
+    """The exact one, with erf."""
+    return rows * 0.5 * (1 + torch.erf(rows / 2**0.5))
+
+
+class PlainBert:
+    """One text's ids in, its last hidden states out.
 
     Raises:
         ModelError: weights are missing or have another shape than the configuration says.
     """
 
-    def __init__(self, model: LoadedModel) -> None:
-        self._model = model
-        self._config = model.config
-        self._weights = load_bert_weights(model.weights, model.config, torch.float32)
-        self._projections = [
-            (*load_projection(projection, torch.float32), _ACTIVATIONS[projection.activation])
-            for projection in model.projections
-        ]
+    def __init__(self, file: WeightsFile, config: BertEncoderConfig) -> None:
+        self._config = config
+        self._weights = load_bert_weights(file, config, torch.float32)
 
-    def encode(self, role: Role, token_ids: Sequence[int], expansion: int) -> torch.Tensor:
-        """[rows, dim]; tokens on the skip list have no row.
-
-        Args:
-            expansion: how many of the last ids are expansion rows.
-        """
-        spec = self._model.spec.query if role == "query" else self._model.spec.document
-        attended = torch.ones(len(token_ids), dtype=torch.bool)
-        if expansion and not spec.attend_expansion:
-            attended[-expansion:] = False
-        rows = self._hidden(torch.tensor(token_ids), attended)
-        for weight, bias, activation in self._projections:
-            rows = rows @ weight.T
-            rows = activation(rows if bias is None else rows + bias)
-        rows = rows / rows.pow(2).sum(1, keepdim=True).sqrt().clamp_min(1e-12)
-        skipped = set(spec.skip_token_ids)
-        return rows[[place for place, token_id in enumerate(token_ids) if token_id not in skipped]]
-
-    def _hidden(self, token_ids: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    def hidden(self, token_ids: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """[length], [length] bool -> [length, hidden]; nobody attends to rows that are not attended."""
         hidden = self._weights["embeddings.word_embeddings.weight"][token_ids]
         hidden = hidden + self._weights["embeddings.token_type_embeddings.weight"][0]
         if self._config.positions != "rotary":
@@ -68,7 +42,7 @@ class PlainEncoder:
             layer = f"encoder.layer.{number}"
             context = self._linear(self._attend(hidden, layer, attended), f"{layer}.attention.output.dense")
             hidden = self._normalise(hidden + context, f"{layer}.attention.output.LayerNorm")
-            inner = _ACTIVATIONS["gelu"](self._linear(hidden, f"{layer}.intermediate.dense"))
+            inner = gelu(self._linear(hidden, f"{layer}.intermediate.dense"))
             hidden = self._normalise(hidden + self._linear(inner, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
         return hidden
 
@@ -84,17 +58,6 @@ class PlainEncoder:
             positions.append(counted if token_id != padding else padding)
         return positions
 
-    def _rotate(self, heads: torch.Tensor) -> torch.Tensor:
-        """[heads, length, head_dim]: (x_i, x_{i + head_dim / 2}) turned by position * base^(-2 i / head_dim)."""
-        width = heads.shape[2]
-        turned = heads.clone()
-        for i in range(width // 2):
-            angle = torch.arange(heads.shape[1]) * self._config.bert.rotary_emb_base ** (-2 * i / width)
-            x, y = heads[:, :, i], heads[:, :, i + width // 2]
-            turned[:, :, i] = x * angle.cos() - y * angle.sin()
-            turned[:, :, i + width // 2] = y * angle.cos() + x * angle.sin()
-        return turned
-
     def _attend(self, hidden: torch.Tensor, layer: str, attended: torch.Tensor) -> torch.Tensor:
         """Softmax attention, [length, hidden] -> the same; rows that are not attended get no weight."""
         heads = self._config.bert.num_attention_heads
@@ -103,7 +66,8 @@ class PlainEncoder:
             for name in ("query", "key", "value")
         )
         if self._config.positions == "rotary":
-            q, k = self._rotate(q), self._rotate(k)
+            base = self._config.bert.rotary_emb_base
+            q, k = rotate(q, base), rotate(k, base)
         logits = q @ k.transpose(1, 2) / q.shape[2] ** 0.5  # [heads, length, length]
         weights = logits.masked_fill(~attended, float("-inf")).softmax(2)
         context: torch.Tensor = (weights @ v).transpose(0, 1).flatten(1)
@@ -116,3 +80,15 @@ class PlainEncoder:
         centred = rows - rows.mean(1, keepdim=True)
         scaled = centred / (centred.pow(2).mean(1, keepdim=True) + self._config.bert.layer_norm_eps).sqrt()
         return scaled * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
+
+
+def rotate(heads: torch.Tensor, base: float) -> torch.Tensor:
+    """[heads, length, head_dim]: (x_i, x_{i + head_dim / 2}) turned by position * base^(-2 i / head_dim)."""
+    width = heads.shape[2]
+    turned = heads.clone()
+    for i in range(width // 2):
+        angle = torch.arange(heads.shape[1]) * base ** (-2 * i / width)
+        x, y = heads[:, :, i], heads[:, :, i + width // 2]
+        turned[:, :, i] = x * angle.cos() - y * angle.sin()
+        turned[:, :, i + width // 2] = y * angle.cos() + x * angle.sin()
+    return turned

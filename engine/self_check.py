@@ -17,7 +17,7 @@ import torch
 from engine.encoder import Encoder
 from engine.model_spec import LoadedModel
 from engine.packing import PackedTexts
-from engine.plain_bert import PlainEncoder
+from engine.plain_encoder import PlainEncoder
 from ipc.messages import Role, SelfCheck, TextSpec
 
 QUERY_LENGTHS = (1, 7, 32, 512)  # before expansion; cut to the model's

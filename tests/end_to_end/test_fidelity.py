@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sentence_transformers import MultiVectorEncoder
 
 from tests.end_to_end.running_server import Floats, Server, maxsim
-from tests.engine.checkpoints import write_pylate, write_stanford
+from tests.engine.checkpoints import write_modern, write_pylate, write_stanford, write_xlmr
 from tests.engine.test_parity import write_native
 
 TOLERANCE = 1e-3  # P3: up to 64 query rows in float32
@@ -42,6 +42,8 @@ FORMATS: dict[str, Callable[[Path], Path]] = {
     "stanford": lambda path: write_stanford(path),
     "stanford-attends": lambda path: write_stanford(path, attend_to_mask_tokens=True),
     "pylate-two-dense-no-skiplist": lambda path: write_pylate(path, dims=(24, 8), skiplist_words=[]),
+    "xlmr": lambda path: write_xlmr(path),
+    "modern": lambda path: write_modern(path),
     "native-min": lambda path: write_native(path, expansion={"strategy": "min", "length": 12, "attend": True}),
 }
 

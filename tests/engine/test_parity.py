@@ -21,7 +21,7 @@ from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 from engine.encoder import Encoder
 from engine.model_spec import LoadedModel, load_model
 from engine.packing import PackedTexts
-from engine.plain_bert import PlainEncoder
+from engine.plain_encoder import PlainEncoder
 from engine.self_check import run_self_check
 from frontend.tokenizer import StatelessTokenizer
 from ipc.messages import Role, TextSpec
@@ -29,6 +29,7 @@ from ipc.settings import ModelSettings
 from tests.engine.checkpoints import (
     HIDDEN,
     ROTARY_BASE,
+    write_modern,
     write_pylate,
     write_stanford,
     write_xlmr,
@@ -198,6 +199,22 @@ MODELS: dict[str, Callable[[Path], Pair]] = {
     "jina": rotary(),
     "jina-attends": rotary(attend_to_mask_tokens=True),
     "jina-punctuation-kept": rotary(mask_punctuation=False),
+    "modern": from_directory(write_modern),
+    "modern-attends": from_directory(write_modern, attend_to_expansion_tokens=True),
+    # a short query leaves expansion rows that see nobody in the local layers
+    "modern-long-expansion": from_directory(write_modern, query_length=40),
+    "modern-no-expansion": from_directory(write_modern, do_query_expansion=False, document_length=80),
+    "modern-two-dense": from_directory(write_modern, dims=(16, 8), skiplist_words=None),
+    "modern-newer-config": from_directory(
+        write_modern,
+        config={
+            "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 50_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5_000.0},
+            },
+        },
+    ),
     "native": from_directory(write_native, document_length=30),
     "native-fixed": from_directory(write_native, expansion={"strategy": "fixed", "length": 12}),
     "native-min": from_directory(

@@ -15,7 +15,15 @@ from safetensors.torch import load_file, save_file
 from engine.encoder import Encoder
 from engine.model_spec import ModelError, load_model
 from ipc.settings import ModelSettings
-from tests.engine.checkpoints import HIDDEN, change_json, write_json, write_pylate, write_stanford, write_xlmr
+from tests.engine.checkpoints import (
+    HIDDEN,
+    change_json,
+    write_json,
+    write_modern,
+    write_pylate,
+    write_stanford,
+    write_xlmr,
+)
 
 Change = Callable[[Path], object]
 
@@ -114,7 +122,10 @@ WRONG_STANFORD: dict[str, tuple[Change, str]] = {
     "no-config": (without("config.json"), "config.json: not there; not a checkpoint, or not downloaded whole"),
     "config-is-no-json": (with_text("config.json", "{"), "config.json: not readable as JSON"),
     "config-is-a-list": (with_text("config.json", "[]"), "config.json: holds a list, expected a JSON object"),
-    "other-family": (config(model_type="modernbert"), "config.json: model_type is 'modernbert', expected 'bert'"),
+    "other-family": (
+        config(model_type="llama"),
+        "config.json: model_type is 'llama', expected 'bert', ",
+    ),
     "other-activation": (config(hidden_act="gelu_new"), "config.json: hidden_act is 'gelu_new', expected 'gelu'"),
     "other-positions": (config(position_embedding_type="relative_key"), "position_embedding_type is 'relative_key'"),
     "decoder": (config(is_decoder=True), "config.json: is_decoder is True, expected False"),
@@ -290,6 +301,36 @@ WRONG_ROTARY: dict[str, tuple[Change, str]] = {
 def test_wrong_rotary_checkpoint_is_refused(tmp_path: Path, change: Change, message: str) -> None:
     directory = write_xlmr(tmp_path / "model", is_rotary=True)
     assert load_model(ModelSettings(model=str(directory))).config.family == "XLM-R, rotary"
+    change(directory)
+    assert message in refusal(str(directory))
+
+
+WRONG_MODERN: dict[str, tuple[Change, str]] = {
+    "biases": (config(attention_bias=True), "config.json: attention_bias is True, expected False"),
+    "other-activation": (config(hidden_activation="silu"), "hidden_activation is 'silu', expected 'gelu'"),
+    "scaled-rotation": (config(rope_scaling={"rope_type": "yarn"}), "rope_scaling is {'rope_type': 'yarn'}, expected"),
+    "scaled-rotation-of-a-kind": (
+        config(rope_parameters={"full_attention": {"rope_type": "yarn"}}),
+        "rope_type is 'yarn', expected 'default'",
+    ),
+    "unknown-layers": (config(layer_types=["mamba"] * 4), "expected 4 times full_attention or sliding_attention"),
+    "too-few-layers": (config(layer_types=["full_attention"]), "expected 4 times full_attention or sliding_attention"),
+    "theta-of-nothing": (config(global_rope_theta=-1.0), "global_rope_theta is -1.0, expected a number above 0"),
+    "no-window": (config(local_attention=0), "local_attention is 0, expected a number above 0"),
+    "own-code": (config(auto_map={"AutoModel": "m.M"}), "config.json: auto_map is"),
+    "layers-missing": (weights(lambda t: t.pop("layers.2.attn_norm.weight")), "no layers.2.attn_norm.weight"),
+    "other-width": (
+        config(intermediate_size=47),
+        "mlp.Wi.weight has shape [96, 32], config.json says [94, 32]",
+    ),
+    "marker-unknown": (settings(query_prefix="[X] "), "query_prefix is '[X] ', expected exactly one token"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_MODERN.values(), ids=list(WRONG_MODERN))
+def test_wrong_modern_checkpoint_is_refused(tmp_path: Path, change: Change, message: str) -> None:
+    directory = write_modern(tmp_path / "model")
+    assert load_model(ModelSettings(model=str(directory))).config.family == "ModernBERT"
     change(directory)
     assert message in refusal(str(directory))
 
