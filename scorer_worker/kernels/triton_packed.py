@@ -2,9 +2,10 @@
 
 A call is cut into launches: pairs whose queries are of one length class, and few enough that the device works already
 while the host still writes the table of the next. The table of a launch is the `place` of each document and each query,
-joined; where pairs are cut into several work items it also holds the items, made without a loop over pairs. It goes
-through pinned memory: a small one is read by the device where the host wrote it, a larger one is copied, in one copy.
-The device writes the scores to pinned memory itself, and a call waits once, at its end.
+joined. It lies in pinned memory, and the device reads it there: each entry once, which costs it 2 us for a small call
+and a tenth more for a large one, where a copy costs the host 20. Where pairs are cut into several work items the table
+also holds the items, made without a loop over pairs, and is copied, in one copy. The device writes the scores to pinned
+memory itself, and a call waits once, at its end.
 
 Configurations are fixed: chosen offline by dimension, type and the query's length class. All are compiled when the
 kernel is made, none later; a launch goes around Triton's dispatch, which takes longer than a small kernel.
@@ -31,13 +32,11 @@ SHORT_ROWS, MEDIUM_ROWS = 32, 64
 Numbers = np.ndarray[Any, np.dtype[np.int32]]
 CHUNK = 1024  # document rows of an item
 STRIDE = 32  # of pairs whose items follow each other, where pairs are cut
-LAUNCH_PAIRS = 2048
-SCRATCH_ROWS = 2**20  # query rows of a launch with a long query, over all its pairs: 4 MiB of maxima
-IN_PLACE_PAIRS = (
-    1024  # tables of so few pairs are read where the host wrote them: 2 us more for the device, 8 less here
-)
+LAUNCH_PAIRS = 4096
+SCRATCH_ROWS = 2**22  # query rows of a launch with a long query, over all its pairs: 16 MiB of maxima
 BALANCE = 90  # products of rows with long queries, to a document row of other pairs, that hide behind memory
 HELD_COLUMNS = 256  # of a query block that stays in shared memory, where it leaves room for enough programs
+HELD_COLUMNS_LONG = 384  # of a larger block, which would be read again more often
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,9 @@ def choose_configs(dim: int, itemsize: int) -> list[Config]:
     medium = replace(short, block_q=MEDIUM_ROWS)
     if itemsize == 4:  # without tensor cores, so that it is fp32: a store on CUDA is fp16 unless one asks for this
         return [short, medium, medium]
-    return [short, medium, replace(short, block_q=128, query_on_m=True, num_warps=8)]
+    stages = 3 if dim <= HELD_COLUMNS else 2 if dim <= HELD_COLUMNS_LONG else 3
+    long = replace(short, block_q=128, query_on_m=True, num_warps=8, hold_query=dim <= HELD_COLUMNS_LONG, stages=stages)
+    return [short, medium, long]
 
 
 def _block_k(dim: int, itemsize: int) -> int:
@@ -177,7 +178,7 @@ class TritonPacked:
         memory[start + 2 * sizes[0] : stop] = items
         if not self._on_device:
             return self._tables.tensor[start // 4 :]
-        if len(documents) <= IN_PLACE_PAIRS * 8:
+        if not items:
             return self._tables.address + start
         words = slice(start // 4, stop // 4)
         self._tables.copy[words].copy_(self._tables.tensor[words], non_blocking=True)
