@@ -1,14 +1,14 @@
 """MaxSim in one fused kernel: the fast one on CUDA. This is its host side; `triton_maxsim` says how it computes.
 
-A call is cut into launches: pairs whose queries are of one length class, and few enough that the device works already
-while the host still writes the table of the next. The table of a launch is the `place` of each document and each query,
-joined. It lies in pinned memory, and the device reads it there: each entry once, which costs it 2 us for a small call
-and a tenth more for a large one, where a copy costs the host 20. Where pairs are cut into several work items the table
-also holds the items, made without a loop over pairs, and is copied, in one copy. The device writes the scores to pinned
-memory itself, and a call waits once, at its end.
+A call is cut into launches of so many pairs that the device works already while the host still writes the table of the
+next. The table of a launch is the `place` of each document and each query, joined. It lies in pinned memory, and the
+device reads it there: that costs it 2 us for a small call and a tenth more for a large one, where a copy costs the host
+20. Where pairs are cut into several work items the table also holds the items, made without a loop over pairs, and is
+copied, in one copy. The device writes the scores to pinned memory itself, and a call waits once, at its end.
 
-Configurations are fixed: chosen offline by dimension, type and the query's length class. All are compiled when the
-kernel is made, none later; a launch goes around Triton's dispatch, which takes longer than a small kernel.
+Configurations are fixed, chosen offline by dimension, type and the launch's longest query; which one computes a pair
+does not change the bits of its score. All are compiled when the kernel is made, none later; a launch goes around
+Triton's dispatch, which takes longer than a small kernel.
 
 Under Triton's interpreter (TRITON_INTERPRET=1 before triton is imported) the same code runs on a CPU, for tests.
 """
