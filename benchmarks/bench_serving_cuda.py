@@ -1,0 +1,92 @@
+"""The whole server on one CUDA device, over HTTP: cached documents, new ones, and what the number of API servers changes.
+
+    python -m benchmarks.bench_serving_cuda
+
+Requests are `maxsimd bench`'s, from processes of their own on the same machine. Memory is the device's, as nvidia-smi has
+it, all processes together; CUDA processes are those that map libcuda.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import parser, write
+from benchmarks.running import Server
+
+CACHED = ["--dataset-name", "synthetic", "--documents", "1000", "--document-len", "256", "--query-len", "32"]
+CACHED += ["--repeated", "1", "--pool", "1000"]
+NEW = ["--dataset-name", "synthetic", "--documents", "100", "--document-len", "256", "--query-len", "32"]
+MOST_API_SERVERS = 8
+COUNTS = (1, 2, 4, 8, 16)
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "", "serving-cuda")
+    arguments.add_argument("--model", help="directory of a checkpoint (default: the embedded model)")
+    arguments.add_argument("--tokenizer", help="directory with its tokenizer.json")
+    arguments.add_argument("--store", default="8GiB", help="size of the embedding store (default 8GiB)")
+    options = arguments.parse_args()
+    serve = [*([options.model] if options.model else []), "--device", "cuda", "--embedding-cache-size", options.store]
+    ask = ["--tokenizer", options.tokenizer] if options.tokenizer else []
+    results: dict[str, Any] = {"gpu": gpu_name(), "model": options.model or "embedded all-MiniLM-L6-v2"}
+    with Server(*serve, "--api-server-count", str(MOST_API_SERVERS)) as server:
+        results["cached_1000_documents"] = {
+            f"{at_a_time}_at_a_time": bench(server, [*CACHED, *ask], requests, at_a_time)
+            for at_a_time, requests in ((1, 200), (8, 2000), (32, 2000))
+        }
+    with Server(*serve, "--api-server-count", "4", "--no-embedding-cache") as server:
+        results["new_100_documents"] = bench(server, [*NEW, *ask], 200, 16)
+    results["by_api_servers"] = [by_count(count, serve, ask) for count in COUNTS]
+    write(options.out, results)
+
+
+def by_count(count: int, serve: list[str], ask: list[str]) -> dict[str, Any]:
+    """Memory, CUDA processes and throughput with so many API servers."""
+    with Server(*serve, "--api-server-count", str(count)) as server:
+        idle = used_memory()
+        result = bench(server, [*CACHED, *ask], 600, 8)
+        pids = [pid for module in ("frontend.api_server", "scorer_worker") for pid in server.children(module)]
+        return {
+            "api_servers": count,
+            "device_memory_mib_idle": idle,
+            "device_memory_mib_after_load": used_memory(),
+            "cuda_processes": sum("libcuda.so" in Path(f"/proc/{pid}/maps").read_text() for pid in pids),
+            **result,
+        }
+
+
+def bench(server: Server, requests: list[str], count: int, at_a_time: int) -> dict[str, Any]:
+    """One run of `maxsimd bench`, after a warm-up that fills the store."""
+    with tempfile.TemporaryDirectory() as directory:
+        saved = Path(directory) / "result.json"
+        command = [sys.executable, "-P", "-m", "frontend.cli", "bench"]
+        command += ["--base-url", f"http://127.0.0.1:{server.port}", *requests]
+        command += ["--num-prompts", str(count), "--max-concurrency", str(at_a_time), "--num-warmups", "8"]
+        command += ["--client-processes", str(min(at_a_time, 4)), "--save-result", str(saved)]
+        print(" ".join(command), file=sys.stderr)
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        result: dict[str, Any] = json.loads(saved.read_text())["result"]
+    return result
+
+
+def used_memory() -> float:
+    """MiB of the first device, of all processes."""
+    return float(_ask_nvidia_smi("memory.used"))
+
+
+def gpu_name() -> str:
+    return _ask_nvidia_smi("name")
+
+
+def _ask_nvidia_smi(field: str) -> str:
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits", "--id=0"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
