@@ -1,9 +1,9 @@
-"""The whole server on one CUDA device, over HTTP: cached documents, new ones, and what the number of API servers changes.
+"""The whole server on one CUDA device, over HTTP: cached documents, new ones, and what more API servers change.
 
     python -m benchmarks.bench_serving_cuda
 
-Requests are `maxsimd bench`'s, from processes of their own on the same machine. Memory is the device's, as nvidia-smi has
-it, all processes together; CUDA processes are those that map libcuda.
+Requests are `maxsimd bench`'s, from processes of their own on the same machine. Memory is the device's, as nvidia-smi
+has it, all processes together; CUDA processes are those that map libcuda.
 """
 
 from __future__ import annotations

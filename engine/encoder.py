@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch.nn import functional
 from engine.attention import Attention, attend_per_text, attend_varlen
 from engine.bert import Bert
 from engine.checkpoint import load_bert_weights, load_modern_bert_weights, load_projection
+from engine.graphs import SmallBatches
 from engine.linear import Linear
 from engine.model_spec import LoadedModel
 from engine.modern_bert import ModernBert
@@ -65,6 +67,7 @@ class Encoder:
         self._vocab_size = model.vocab_size
         self._specs: dict[Role, TextSpec] = {"query": model.spec.query, "document": model.spec.document}
         self._network = _load_network(model, dtype, device)
+        self._small_batches: SmallBatches | None = None
         self._projections = [
             (Linear(*_to(device, load_projection(projection, dtype))), _ACTIVATIONS[projection.activation])
             for projection in model.projections
@@ -142,14 +145,47 @@ class Encoder:
         alone = [self._encode(text) for text in split(texts)]
         return EncodedTexts(torch.cat([text.embeddings for text in alone]), [text.rows[0] for text in alone])
 
+    @torch.inference_mode()
+    def warm_up(self, max_batch_tokens: int) -> float:
+        """Run the largest batches, of long texts and of short ones, and on CUDA capture the graphs of small ones.
+        Afterwards no batch up to this size takes more memory. Run it in the thread and on the stream that will encode.
+
+        Returns:
+            The seconds of a full batch.
+        """
+        seconds = 0.0
+        for length in (32, min(self._max_positions, 8192, max_batch_tokens), min(self._max_positions, 256)):
+            count = max(1, max_batch_tokens // length)
+            texts = PackedTexts(["document"] * count, array("i", [0] * (length * count)), [length] * count, [0] * count)
+            for _ in range(2):
+                started = time.perf_counter()
+                self.encode(texts)
+                self._synchronize()
+                seconds = time.perf_counter() - started
+            seconds *= max_batch_tokens / (length * count)
+        if self.device.type == "cuda" and isinstance(self._network, Bert) and self.dtype != torch.float32:
+            self._small_batches = SmallBatches(self._forward, self.device)
+        return seconds
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+
     def _encode(self, texts: PackedTexts) -> EncodedTexts:
-        batch = pack(texts, [self._specs[role].attend_expansion for role in texts.roles], self.device)
+        attends = [self._specs[role].attend_expansion for role in texts.roles]
+        if self._small_batches is not None and self._small_batches.takes(texts.lengths):
+            embeddings = self._small_batches(pack(texts, attends))
+        else:
+            embeddings = self._forward(pack(texts, attends, self.device))
+        return self._leave_out_skipped(embeddings, texts)
+
+    def _forward(self, batch: PackedBatch) -> torch.Tensor:
+        """[total_tokens, dim] float32, every row of length 1."""
         rows = self._network(batch)  # [total_tokens, hidden]
         for project, activation in self._projections:
             rows = activation(project(rows))
         # p=2, epsilon 1e-12: as the reference's Normalize
-        embeddings = functional.normalize(rows.float(), dim=-1)  # [total_tokens, dim]
-        return self._leave_out_skipped(embeddings, texts)
+        return functional.normalize(rows.float(), dim=-1)
 
     def _check_all(self, texts: PackedTexts) -> None:
         token_ids, start = memoryview(texts.token_ids), 0

@@ -12,14 +12,18 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from engine.encode_queue import QueuedText
 from engine.encoder import EncodedTexts, Encoder
 from engine.packing import PackedTexts
+
+T = TypeVar("T")
 
 _log = logging.getLogger("maxsimd.engine")
 
@@ -63,7 +67,7 @@ class EncoderThread:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._depth = 2 if encoder.device.type == "cuda" else 1
-        self._batches: queue.SimpleQueue[Sequence[QueuedText] | None] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[Sequence[QueuedText] | Callable[[], None] | None] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[EncodedBatch | BaseException] = queue.SimpleQueue()
         # readable while a finished batch has not been taken
         self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
@@ -86,6 +90,23 @@ class EncoderThread:
     def busy_seconds(self) -> float:
         """How long the oldest batch has been running; 0 if there is none."""
         return time.monotonic() - self._busy_since if self._submitted else 0.0
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Run something else in this thread, on its stream. For start-up, before batches are submitted.
+
+        Raises:
+            BaseException: what `work` raised.
+        """
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - raised in the thread that called
+                done.set_exception(error)
+
+        self._batches.put(run)
+        return done.result()
 
     def submit(self, texts: Sequence[QueuedText]) -> None:
         """Encode these, after what was submitted before."""
@@ -140,7 +161,9 @@ class EncoderThread:
                 try:
                     texts = self._batches.get(block=not launched)
                     is_open = texts is not None
-                    if texts is not None:
+                    if callable(texts):
+                        texts()
+                    elif texts is not None:
                         launched.append(self._launch(texts))
                     continue
                 except queue.Empty:

@@ -159,6 +159,7 @@ class _Launcher:
             keep_entries=not config.no_embedding_cache,
             max_batch_pairs=config.max_batch_pairs,
             max_batch_tokens=config.batch_tokens(self._device),
+            horizon=self._config.request_timeout * HORIZON_SHARE,
             threads=self._division.worker,
             log_level=config.log_level,
         )

@@ -53,6 +53,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_entries: bool = True  # False: entries live for one job
     max_batch_pairs: int = 65_536  # per scoring launch; larger requests are sliced
     max_batch_tokens: int = 1024  # per forward pass of a hosted encoder
+    horizon: float = 20.0  # seconds of a hosted encoder's work that clients together may have outstanding
     threads: int = 1
     log_level: str = "info"
 

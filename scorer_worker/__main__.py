@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     import torch
 
     from engine.encoder import Encoder
+    from engine.encoder_thread import EncoderThread
     from scorer_worker.arena import Arena
     from scorer_worker.hosted_encoder import HostedEncoder
     from scorer_worker.scorer import Scorer
 
 OUTSTANDING_BYTES = 256 * 2**20  # of embeddings on their way from all API servers together
-OUTSTANDING_TOKENS = 2**20  # for a hosted encoder
+OUTSTANDING_TOKENS = 2**20  # of a worker that hosts no encoder and gets none
 
 BUSY_POLL_SECONDS = 0.0004  # a client's own work between an answer and its next request, and the way there
 
@@ -85,18 +86,22 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     sys.setswitchinterval(0.0002)
     device = open_device(settings.device)
     taken = used_memory(device) if device.type == "cuda" else 0
-    encoder, self_check = None, None
+    encoder, thread, self_check, tokens = None, None, None, OUTSTANDING_TOKENS
     if settings.hosts_encoder and model is not None:
         encoder, self_check = _load_encoder(child, settings, model, device)
+        thread, rate = _start_encoder(child, settings, encoder)
+        tokens = int(rate * settings.horizon)
     arena = _make_arena(child, settings, model, device, taken)
     scorer = Scorer(arena)
     traits = TRAITS[device.type]
     longest_batch = _warm_up(arena, scorer, traits.batch_work)
-    hosted = _host(settings, model, arena, encoder) if encoder is not None and model is not None else None
+    hosted = None
+    if encoder is not None and thread is not None and model is not None:
+        hosted = _host(settings, model, arena, encoder, thread)
     fingerprint = model.fingerprint if model is not None else _fingerprint_of_dim(arena.rows.shape[1])
     endpoint = Endpoint(
         settings.address,
-        _describe(arena, model if hosted is not None else None, fingerprint, self_check),
+        _describe(arena, model if hosted is not None else None, fingerprint, self_check, tokens),
         lambda: worker.statistics(),
         time.monotonic,
         BUSY_POLL_SECONDS,
@@ -190,10 +195,25 @@ def _load_encoder(
     return encoder, ensure_checked(model, encoder, settings.cache_directory)
 
 
-def _host(settings: WorkerSettings, model: LoadedModel, arena: Arena, encoder: Encoder) -> HostedEncoder:
-    """Queue and thread of the encoder."""
-    from engine.encode_queue import EncodeQueue
+def _start_encoder(child: Child, settings: WorkerSettings, encoder: Encoder) -> tuple[EncoderThread, float]:
+    """The encoder's thread, warm, and how many tokens it encodes in a second."""
+    import torch
+
     from engine.encoder_thread import EncoderThread
+
+    child.report(Progress(f"warming up with {settings.max_batch_tokens:,} tokens"))
+    thread = EncoderThread(encoder)
+    seconds = thread.call(lambda: encoder.warm_up(settings.max_batch_tokens))
+    if encoder.device.type == "cuda":
+        torch.cuda.empty_cache()  # what loading and the self-check took on another stream
+    return thread, settings.max_batch_tokens / seconds
+
+
+def _host(
+    settings: WorkerSettings, model: LoadedModel, arena: Arena, encoder: Encoder, thread: EncoderThread
+) -> HostedEncoder:
+    """The encoder's queue, in front of its thread."""
+    from engine.encode_queue import EncodeQueue
     from scorer_worker.hosted_encoder import HostedEncoder
 
     skipped = {
@@ -206,23 +226,22 @@ def _host(settings: WorkerSettings, model: LoadedModel, arena: Arena, encoder: E
         return len(token_ids) - sum(map(some.__contains__, token_ids)) if some else len(token_ids)
 
     running = RunningFile(Path(settings.running_path + ".encoder"))
-    return HostedEncoder(
-        EncodeQueue(settings.max_batch_tokens), EncoderThread(encoder), arena, running, encoder.check, num_rows
-    )
+    return HostedEncoder(EncodeQueue(settings.max_batch_tokens), thread, arena, running, encoder.check, num_rows)
 
 
 def _describe(
-    arena: Arena, hosted: LoadedModel | None, fingerprint: bytes, self_check: SelfCheck | None
+    arena: Arena, hosted: LoadedModel | None, fingerprint: bytes, self_check: SelfCheck | None, tokens: int
 ) -> Description:
     """
     Args:
         hosted: the model that this process encodes with, if it does.
+        tokens: that all clients together may have outstanding.
     """
     return Description(
         dim=arena.rows.shape[1],
         fingerprint=fingerprint,
         limits=Limits(arena.directory.max_job_rows, MAX_MESSAGE_BYTES, MAX_TEXTS),
-        capacity=Credits(OUTSTANDING_BYTES, OUTSTANDING_TOKENS),
+        capacity=Credits(OUTSTANDING_BYTES, tokens),
         device=str(arena.rows.device),
         hosts_encoder=hosted is not None,
         spec=hosted.spec if hosted is not None else None,

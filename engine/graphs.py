@@ -1,0 +1,101 @@
+"""Small batches as CUDA graphs: a query alone is some hundred launches, which take longer than what they launch.
+
+A graph has fixed shapes, so a batch is filled up to the next of a few sizes with a text of its own that nobody reads.
+All are captured at start; a batch that is larger than the largest of them is launched in the usual way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.packing import DeviceLengths, PackedBatch
+
+SIZES = (64, 128, 256, 512)  # tokens
+MAX_TEXTS = 8
+
+Forward = Callable[[PackedBatch], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """One size: where its inputs are read and its output is written."""
+
+    graph: torch.cuda.CUDAGraph
+    rows: torch.Tensor  # [3, size] int64: token ids, positions, which rows are keys
+    ends: torch.Tensor  # [2, MAX_TEXTS + 2] int32: where each text's rows and keys end
+    output: torch.Tensor  # [size, dim]
+
+
+class SmallBatches:
+    """The graphs of one encoder.
+
+    Args:
+        forward: from a batch on the device to its rows; must be the same launches whatever the lengths are.
+        device: CUDA. Capturing happens on the current stream's thread; nothing else may use the device meanwhile.
+    """
+
+    def __init__(self, forward: Forward, device: torch.device) -> None:
+        self._graphs = {size: _capture(forward, size, device) for size in SIZES}
+
+    @staticmethod
+    def takes(lengths: Sequence[int]) -> bool:
+        """Whether a batch of such texts is small."""
+        return len(lengths) <= MAX_TEXTS and sum(lengths) <= SIZES[-1]
+
+    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        """
+        Args:
+            batch: small, on the CPU.
+
+        Returns:
+            [total_tokens, dim], on the device.
+        """
+        total = batch.cu_seqlens[-1]
+        size = next(size for size in SIZES if total <= size)
+        graph = self._graphs[size]
+        # pinned memory comes from a cache that waits for copies out of it: the next batch does not overwrite this one
+        rows = torch.zeros(3, size, dtype=torch.int64, pin_memory=True)
+        rows[0, :total], rows[1, :total] = batch.token_ids, batch.position_ids
+        keys = _keys_of(batch)
+        rows[2, : len(keys)] = keys
+        graph.rows.copy_(rows, non_blocking=True)
+        graph.ends.copy_(_ends_of(batch, size), non_blocking=True)
+        graph.graph.replay()
+        return graph.output[:total].clone()  # the next replay writes there again
+
+
+def _capture(forward: Forward, size: int, device: torch.device) -> _Graph:
+    rows = torch.zeros(3, size, dtype=torch.int64, device=device)
+    ends = torch.full((2, MAX_TEXTS + 2), size, dtype=torch.int32, device=device)
+    ends[:, 0] = 0
+    lengths = DeviceLengths(ends[0], ends[1], rows[2], size, size)
+    batch = PackedBatch(rows[0], rows[1], [size], [0, size], [size], lengths)
+    for _ in range(2):  # what is loaded or chosen at first use must not be captured
+        forward(batch)
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        output = forward(batch)
+    return _Graph(graph, rows, ends, output)
+
+
+def _keys_of(batch: PackedBatch) -> torch.Tensor:
+    """The rows that are attended to."""
+    attended = torch.tensor(batch.attended).repeat_interleave(torch.tensor(batch.lengths))
+    return (batch.position_ids < attended).nonzero()[:, 0]
+
+
+def _ends_of(batch: PackedBatch, size: int) -> torch.Tensor:
+    """[2, MAX_TEXTS + 2] int32, pinned. After the texts comes one that fills the batch up, has no keys and is not read;
+    after it come texts without rows."""
+    ends = torch.empty(2, MAX_TEXTS + 2, dtype=torch.int32, pin_memory=True)
+    count = len(batch.lengths)
+    ends[0, : count + 1] = torch.tensor(batch.cu_seqlens)
+    ends[0, count + 1 :] = size
+    ends[1, 0] = 0
+    ends[1, 1 : count + 1] = torch.tensor(batch.attended).cumsum(0)
+    ends[1, count + 1 :] = ends[1, count].item()
+    return ends
