@@ -99,8 +99,10 @@ def _read_rotary(raw: JsonFile) -> BertEncoderConfig:
     """jina-colbert-v2 says auto_map: its code is known, and not needed."""
     check_expected(raw, ROTARY_EXPECTED)
     config = _convert(raw, {"layer_norm_eps": 1e-5, "pad_token_id": 1})
-    if config.hidden_size // config.num_attention_heads % 2:
+    head_dim = config.hidden_size // config.num_attention_heads
+    if head_dim % 2:
         raise raw.error("num_attention_heads", "heads of an even width: their halves are rotated")
+    check_expected(raw, {"rotary_emb_dim": head_dim})
     return BertEncoderConfig("XLM-R, rotary", config, "rotary")
 
 

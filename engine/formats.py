@@ -112,17 +112,14 @@ def _read_stanford(files: ModelFiles, name: str) -> Checkpoint:
         raise metadata.error("dim", f"{projection.out_features}, which is what linear.weight in {weights.path} makes")
     if metadata.get_str("similarity", "cosine") != "cosine":
         raise metadata.error("similarity", "'cosine'")
-    query = _expand(
-        _text_spec(tokenizer, metadata, "query_token_id", "[unused0]", metadata.get_int("query_maxlen", QUERY_LENGTH)),
-        tokenizer,
-        attend=metadata.get_bool("attend_to_mask_tokens", False),
-    )
+    query_length = metadata.get_int("query_maxlen", QUERY_LENGTH)
+    # the reference's prompt is the marker and a blank
+    query = _text_spec(tokenizer, metadata, "query_token_id", "[unused0]", query_length, " ")
+    query = _expand(query, tokenizer, attend=metadata.get_bool("attend_to_mask_tokens", False))
     length = metadata.get_int("doc_maxlen", STANFORD_DOCUMENT_LENGTH)
-    document = _text_spec(tokenizer, metadata, "doc_token_id", "[unused1]", length)
+    document = _text_spec(tokenizer, metadata, "doc_token_id", "[unused1]", length, " ")
     if metadata.get_bool("mask_punctuation", True):
         document = _skip(document, tokenizer, PUNCTUATION)
-    if config.family != "BERT":  # the reference's prompt is the marker and a blank, and not every tokenizer drops that
-        query, document = (msgspec.structs.replace(text, prefix=" ") for text in (query, document))
     spec = ModelSpec(name, dim, query, document, format="Stanford ColBERT")
     return Checkpoint(spec, config, tokenizer, weights, [projection])
 
@@ -152,8 +149,7 @@ def _add_prompt(
 ) -> TextSpec:
     """A saved prompt stands after the marker; it may hold the marker itself already."""
     prompt = prompts.get_str(role, "").removeprefix(settings.get_str(prefix_key, ""))
-    ids = tokenizer.ids_of_prompt(prompt, prompts, f"prompts.{role}")
-    return msgspec.structs.replace(spec, marker_ids=[*spec.marker_ids, *ids])
+    return _add_text(spec, tokenizer, prompt, prompts, f"prompts.{role}")
 
 
 # --- MultiVectorEncoder of sentence-transformers 6 --------------------------------------------------------------------
@@ -174,9 +170,7 @@ def _read_native(files: ModelFiles, name: str, settings: JsonFile) -> Checkpoint
         query = _expand_native(query, tokenizer, expansion, "query_length" in transformer)
     prompts = settings.get_object("prompts")
     query, document = (
-        msgspec.structs.replace(
-            spec, marker_ids=tokenizer.ids_of_prompt(prompts.get_str(role, ""), prompts, f"prompts.{role}")
-        )
+        _add_text(spec, tokenizer, prompts.get_str(role, ""), prompts, f"prompts.{role}")
         for role, spec in (("query", query), ("document", document))
     )
     words = modules.mask.get_words("skiplist_words", [])
@@ -331,11 +325,21 @@ def _is_of_tokens(files: ModelFiles, folder: str) -> bool:
 # --- shared ---------------------------------------------------------------------------------------------------------
 
 
-def _text_spec(tokenizer: ModelTokenizer, source: JsonFile, key: str, default: str, max_length: int) -> TextSpec:
-    """Texts with one marker."""
+def _text_spec(
+    tokenizer: ModelTokenizer, source: JsonFile, key: str, default: str, max_length: int, end: str = ""
+) -> TextSpec:
+    """Texts with one marker, and `end` after it."""
     marker = source.values.get(key)
-    marker_id = tokenizer.register_marker(default if marker is None else marker, source, key)
-    return TextSpec(max_length, [marker_id])
+    marker_id, rest = tokenizer.register_marker(default if marker is None else marker, source, key)
+    return _add_text(TextSpec(max_length, [marker_id]), tokenizer, rest + end, source, key)
+
+
+def _add_text(spec: TextSpec, tokenizer: ModelTokenizer, text: str, source: JsonFile, key: str) -> TextSpec:
+    """A text before every text: as ids, or as text where its last blank is part of the word that follows."""
+    if tokenizer.drops_blanks:
+        ids = tokenizer.ids_of_prompt(text, source, key)
+        return msgspec.structs.replace(spec, marker_ids=[*spec.marker_ids, *ids])
+    return msgspec.structs.replace(spec, prefix=spec.prefix + text)
 
 
 def _expand(query: TextSpec, tokenizer: ModelTokenizer, attend: bool) -> TextSpec:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 
 from engine.model_files import JsonFile, ModelError, ModelFiles
 
@@ -18,6 +19,15 @@ _NORMALIZER_KEYS = {
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
+# What transformers makes XLM-R's tokenizer of, whatever tokenizer.json says of words
+_XLMR_WORDS = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "WhitespaceSplit"},
+        {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+    ],
+}
+_OF_BLANKS = ("Replace", "Strip")  # normalizers that such words make idle
 
 
 class ModelTokenizer:
@@ -33,6 +43,10 @@ class ModelTokenizer:
         self.path = raw.path
         self._raw: dict[str, Any] = {**raw.values, "truncation": None, "padding": None}
         self._settings = files.read_json_if_there(f"{prefix}tokenizer_config.json")
+        self._special = files.read_json_if_there(f"{prefix}special_tokens_map.json")
+        self._is_xlmr = self._is_of_xlmr()
+        if self._is_xlmr:
+            self._follow_xlmr()
         self._tokenizer = self._build()  # as the file has it; what is changed later changes no id of its vocabulary
         self._check_agreement()
 
@@ -40,6 +54,11 @@ class ModelTokenizer:
     def json(self) -> bytes:
         """What API servers make their tokenizer of."""
         return json.dumps(self._raw, ensure_ascii=False).encode()
+
+    @property
+    def drops_blanks(self) -> bool:
+        """Whether blanks only separate words, as for BERT. Elsewhere a blank is part of the word after it."""
+        return isinstance(self._tokenizer.model, WordPiece)
 
     @property
     def vocab_size(self) -> int:
@@ -62,27 +81,34 @@ class ModelTokenizer:
             if first not in rest:
                 self._raw["normalizer"] = {"type": "Sequence", "normalizers": [first, *rest]}
 
-    def register_marker(self, marker: Any, source: JsonFile, key: str) -> int:
-        """The id of a marker, which becomes a special token: one piece wherever it stands, as in the reference.
+    def register_marker(self, marker: Any, source: JsonFile, key: str) -> tuple[int, str]:
+        """A marker becomes a special token: one piece wherever it stands, as in the reference.
 
         Args:
             marker: as the checkpoint writes it, perhaps with a blank at its end.
 
+        Returns:
+            Its id, and what of `marker` is not the token: a blank, or nothing.
+
         Raises:
-            ModelError: it is not exactly one known token. It would become UNK, or several pieces, silently.
+            ModelError: it is not exactly one known token. It would become UNK, or several pieces, silently. Or what
+                follows it would be read otherwise than at the beginning of a text.
         """
         if not isinstance(marker, str):
             raise source.error(key, "the text of a token")
         for token in (marker, marker.strip()):
             token_id = self._tokenizer.token_to_id(token) if token else None
             if token_id is not None and token_id != self._unknown_id():
+                if not self.drops_blanks and self._changes_what_follows(token):
+                    raise source.error(key, f"a token after which {self.path.name} reads a text like any other")
                 self._add_special_token(token, int(token_id))
-                return int(token_id)
+                return int(token_id), marker[len(marker.rstrip()) :] if token != marker else ""
         raise source.error(key, f"exactly one token of {self.path.name}, which does not know it")
 
     def mask_id(self) -> int:
         """The id of expansion rows."""
-        token = self._settings.values.get("mask_token") or "[MASK]"
+        given = [file.values.get("mask_token") for file in (self._settings, self._special)]
+        token = next(filter(None, given), "<mask>" if self._is_xlmr else "[MASK]")
         return self.id_of(token["content"] if isinstance(token, dict) else token, self._settings, "mask_token")
 
     def id_of(self, token: Any, source: JsonFile, key: str) -> int:
@@ -131,11 +157,40 @@ class ModelTokenizer:
         number = self._raw["model"].get("unk_id")
         return token or (self._tokenizer.id_to_token(number) if isinstance(number, int) else None)
 
+    def _changes_what_follows(self, token: str) -> bool:
+        """Whether it takes the blanks after it, or words get their mark at the beginning of a text alone."""
+        given = self._raw.get("pre_tokenizer") or {}
+        steps = given.get("pretokenizers") or [given]
+        takes = any(each.get("rstrip") for each in self._raw.get("added_tokens") or [] if each["content"] == token)
+        return takes or any(step.get("prepend_scheme") == "first" for step in steps)
+
     def _add_special_token(self, token: str, token_id: int) -> None:
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         others = [entry for entry in self._raw.get("added_tokens") or [] if entry["content"] != token]
         added = [*others, {"id": token_id, "content": token, **flags}]
         self._raw["added_tokens"] = sorted(added, key=lambda entry: int(entry["id"]))
+
+    def _is_of_xlmr(self) -> bool:
+        """Whether transformers takes its own class for XLM-R, which it does too where no file names a class."""
+        name = self._settings.get_str("tokenizer_class", "").removesuffix("Fast")
+        return name == "XLMRobertaTokenizer" or (not name and self._raw.get("model", {}).get("type") == "Unigram")
+
+    def _follow_xlmr(self) -> None:
+        """That class keeps of tokenizer.json the vocabulary and the table of characters, and splits at blanks itself.
+
+        Raises:
+            ModelError: tokenizer.json changes texts in another way too.
+        """
+        given = self._raw.get("normalizer") or {"type": "Sequence"}
+        steps = given.get("normalizers", []) if given.get("type") == "Sequence" else [given]
+        kinds = [step.get("type") for step in steps]
+        if unknown := [kind for kind in kinds if kind not in ("Precompiled", *_OF_BLANKS)]:
+            raise ModelError(
+                f"{self.path}: normalizer has {unknown[0]}, which transformers leaves out of an XLMRobertaTokenizer; "
+                f"name another tokenizer_class in {self._settings.path.name}"
+            )
+        table = steps[kinds.index("Precompiled")] if "Precompiled" in kinds else None
+        self._raw |= {"normalizer": table, "pre_tokenizer": _XLMR_WORDS}
 
     def _check_agreement(self) -> None:
         normalizer = self._raw.get("normalizer") or {}

@@ -77,12 +77,17 @@ def _read_layers(raw: JsonFile, count: int) -> tuple[bool, ...]:
 
 
 def _read_theta(raw: JsonFile, kind: str) -> float:
-    parameters = raw.get_object("rope_parameters").get_object(kind)
+    """Newer configs have rope_parameters for each type of layer; they come before the older keys."""
+    both = raw.get_object("rope_parameters")
+    if not both.values.keys() <= THETA.keys():
+        raise raw.error("rope_parameters", f"an object with {' and '.join(THETA)}")
+    parameters = both.get_object(kind)
     if parameters.get_str("rope_type", "default") != "default":
         raise parameters.error("rope_type", "'default'")
-    value: Any = parameters.values.get("rope_theta", raw.values.get(_OLD_KEYS[kind]))
-    if value is None:
-        return THETA[kind]
+    if not parameters.values.keys() <= {"rope_type", "rope_theta"}:
+        raise both.error(kind, "rope_type and rope_theta alone")
+    source, key = (parameters, "rope_theta") if "rope_theta" in parameters else (raw, _OLD_KEYS[kind])
+    value: Any = source.values.get(key, THETA[kind])  # null is no default: versions of transformers disagree on it
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise raw.error(_OLD_KEYS[kind], "a number above 0")
+        raise source.error(key, "a number above 0")
     return float(value)

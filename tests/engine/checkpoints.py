@@ -190,10 +190,19 @@ XLMR_ARTIFACT = {**ARTIFACT, "query_token_id": "[QueryMarker]", "doc_token_id": 
 ROTARY_BASE = 20_000.0
 
 
-def write_xlmr(directory: Path, is_rotary: bool = False, **changes: Any) -> Path:
-    """Stanford's format with XLM-R inside; with `is_rotary` in the layout of jina-colbert-v2, its own code included."""
+def write_xlmr(directory: Path, is_rotary: bool = False, has_own_class: bool = False, **changes: Any) -> Path:
+    """Stanford's format with XLM-R inside; with `is_rotary` in the layout of jina-colbert-v2, its own code included.
+
+    Args:
+        has_own_class: its tokenizer is one of transformers' class for XLM-R.
+    """
     directory.mkdir(parents=True)
     vocabulary = _write_unigram(directory)
+    if has_own_class:
+        change_json(directory / "tokenizer.json", normalizer=None)
+        # what is missing is the class's own
+        change_json(directory / "tokenizer_config.json", tokenizer_class="XLMRobertaTokenizer", mask_token=None)
+        (directory / "special_tokens_map.json").unlink()
     config = {**XLMR_CONFIG, "vocab_size": vocabulary, "architectures": ["HF_ColBERT"]}
     if is_rotary:
         config |= {"position_embedding_type": "rotary", "rotary_emb_base": ROTARY_BASE}
@@ -320,6 +329,31 @@ def write_modern(directory: Path, dims: Sequence[int] = (8,), config: Mapping[st
     save_file(modern_weights(vocabulary), directory / "model.safetensors")
     _write_modules(directory, dims, bias=False)
     write_json(directory / "config_sentence_transformers.json", {**PYLATE, **changes})
+    return directory
+
+
+def write_modern_stanford(directory: Path, **changes: Any) -> Path:
+    """Stanford's format with ModernBERT inside."""
+    write_modern(directory)
+    for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        (directory / name).unlink()
+    change_json(directory / "config.json", architectures=["HF_ColBERT"])
+    vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
+    weights = {f"model.{name}": tensor for name, tensor in modern_weights(vocabulary).items()}
+    save_file({**weights, "linear.weight": _random(8, HIDDEN, seed=7)}, directory / "model.safetensors")
+    markers = {"query_token_id": "[Q] ", "doc_token_id": "[D] "}
+    write_json(directory / "artifact.metadata", {**ARTIFACT, **markers, **changes})
+    return directory
+
+
+def write_modern_bare_markers(directory: Path, **changes: Any) -> Path:
+    """PyLate's format where the tokenizer knows the markers without the blank that the settings write after them."""
+    write_modern(directory, **changes)
+    path = directory / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for entry in content["added_tokens"]:
+        entry["content"] = entry["content"].strip()
+    write_json(path, content)
     return directory
 
 

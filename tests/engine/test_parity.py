@@ -30,6 +30,8 @@ from tests.engine.checkpoints import (
     HIDDEN,
     ROTARY_BASE,
     write_modern,
+    write_modern_bare_markers,
+    write_modern_stanford,
     write_pylate,
     write_stanford,
     write_xlmr,
@@ -43,6 +45,7 @@ QUERIES = [
     "naïve Ünïcode, 東京 and emoji 🙂",
     "a query that is a good deal longer than the sixteen tokens which these small models give to queries, so it is cut",
     "text with [MASK] and [SEP] inside, and [unused0] [Q] markers, <mask> and <pad> <pad> too",
+    " blanks  around,\tand\nbetween ",
 ]
 DOCUMENTS = [
     "ColBERT scores a document by the sum, over query tokens, of the best match among the document's tokens.",
@@ -51,6 +54,8 @@ DOCUMENTS = [
     "word " * 200,
     "Crème brûlée; well-known, isn't it? [unused1] [D] [SEP]",
     "short",
+    "  blanks  around,\tand\n\nbetween  ",
+    " ",
 ]
 
 
@@ -158,6 +163,7 @@ JINA_NAMES = (
 
 def write_native(
     directory: Path,
+    base: Callable[[Path], Path] = write_stanford,
     expansion: dict[str, Any] | None = None,
     prompts: dict[str, str] | None = None,
     skiplist_tasks: list[str] | None = None,
@@ -165,9 +171,8 @@ def write_native(
     **lengths: Any,
 ) -> Path:
     """The reference's own format, saved by the reference."""
-    base = write_stanford(directory.with_name("base"))
     modules = [
-        Transformer(str(base), query_expansion=expansion, **lengths),
+        Transformer(str(base(directory.with_name("base"))), query_expansion=expansion, **lengths),
         Dense(HIDDEN, 8, bias=True, activation_function=torch.nn.GELU(), module_input_name="token_embeddings"),
         MultiVectorMask(skiplist_words=list(string.punctuation), skiplist_tasks=skiplist_tasks),
         Normalize(module_input_name="token_embeddings"),
@@ -194,8 +199,21 @@ MODELS: dict[str, Callable[[Path], Pair]] = {
     "pylate-prompts": from_directory(write_pylate, prompts={"query": "[Q] find: ", "document": "passage: "}),
     "xlmr-stanford": from_directory(write_xlmr),
     "xlmr-stanford-attends": from_directory(write_xlmr, attend_to_mask_tokens=True),
+    "xlmr-stanford-own-class": from_directory(write_xlmr, has_own_class=True),
     "xlmr-pylate": from_directory(write_xlmr_pylate),
     "xlmr-pylate-two-dense-no-skiplist": from_directory(write_xlmr_pylate, dims=(16, 8), skiplist_words=[]),
+    "xlmr-pylate-prompts": from_directory(
+        write_xlmr_pylate, prompts={"query": "[QueryMarker]find: ", "document": "passage: "}
+    ),
+    "xlmr-pylate-marker-and-blank": from_directory(
+        write_xlmr_pylate, query_prefix="[QueryMarker] ", document_prefix="[DocumentMarker] "
+    ),
+    "xlmr-native-fixed": from_directory(
+        write_native, base=write_xlmr, expansion={"strategy": "fixed", "length": 12}, prompts={"query": "find: "}
+    ),
+    "xlmr-native-min": from_directory(
+        write_native, base=write_xlmr, expansion={"strategy": "min", "length": 12, "attend": True, "token": "<pad>"}
+    ),
     "jina": rotary(),
     "jina-attends": rotary(attend_to_mask_tokens=True),
     "jina-punctuation-kept": rotary(mask_punctuation=False),
@@ -214,6 +232,22 @@ MODELS: dict[str, Callable[[Path], Pair]] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 5_000.0},
             },
         },
+    ),
+    "modern-prompts": from_directory(write_modern, prompts={"query": "[Q] find: ", "document": "passage:\n"}),
+    "modern-bare-markers": from_directory(write_modern_bare_markers),
+    "modern-stanford": from_directory(write_modern_stanford),
+    "modern-stanford-attends": from_directory(write_modern_stanford, attend_to_mask_tokens=True, query_maxlen=40),
+    "modern-native-markers": from_directory(
+        write_native,
+        base=write_modern,
+        expansion={"strategy": "fixed", "length": 12},
+        prompts={"query": "[Q] ", "document": "[D] "},
+    ),
+    "modern-native-min": from_directory(
+        write_native,
+        base=write_modern,
+        expansion={"strategy": "min", "length": 24},
+        prompts={"query": "find: ", "document": "text: "},
     ),
     "native": from_directory(write_native, document_length=30),
     "native-fixed": from_directory(write_native, expansion={"strategy": "fixed", "length": 12}),

@@ -105,6 +105,13 @@ def no_special_tokens(at: Path) -> None:
     write_json(at / "tokenizer.json", content)
 
 
+def change_added_tokens(at: Path, **changes: Any) -> None:
+    content = json.loads((at / "tokenizer.json").read_text())
+    for entry in content["added_tokens"]:
+        entry.update(changes)
+    write_json(at / "tokenizer.json", content)
+
+
 def modules(*kinds: str) -> Change:
     entries = [
         {"idx": number, "path": "", "type": f"sentence_transformers.models.{k}"} for number, k in enumerate(kinds)
@@ -286,6 +293,7 @@ WRONG_ROTARY: dict[str, tuple[Change, str]] = {
         lambda directory: change_json(directory / "artifact.metadata", query_token_id="[unused0]"),
         "artifact.metadata: query_token_id is '[unused0]', expected exactly one token of tokenizer.json",
     ),
+    "rotates-a-width": (config(rotary_emb_dim=4), "config.json: rotary_emb_dim is 4, expected 8"),
     "layers-missing": (
         weights(lambda t: t.pop("roberta.encoder.layers.1.mixer.Wqkv.weight")),
         "model.safetensors: no roberta.encoder.layers.1.mixer.Wqkv.weight; the checkpoint is not whole",
@@ -313,9 +321,23 @@ WRONG_MODERN: dict[str, tuple[Change, str]] = {
         config(rope_parameters={"full_attention": {"rope_type": "yarn"}}),
         "rope_type is 'yarn', expected 'default'",
     ),
+    "rotation-of-a-part": (
+        config(rope_parameters={"full_attention": {"rope_theta": 10.0, "partial_rotary_factor": 0.5}}),
+        "full_attention is {'rope_theta': 10.0, 'partial_rotary_factor': 0.5}, expected rope_type and rope_theta alone",
+    ),
+    "rotation-of-no-kind": (
+        config(rope_parameters={"rope_theta": 10.0}),
+        "config.json: rope_parameters is {'rope_theta': 10.0}, expected an object with full_attention and",
+    ),
     "unknown-layers": (config(layer_types=["mamba"] * 4), "expected 4 times full_attention or sliding_attention"),
     "too-few-layers": (config(layer_types=["full_attention"]), "expected 4 times full_attention or sliding_attention"),
     "theta-of-nothing": (config(global_rope_theta=-1.0), "global_rope_theta is -1.0, expected a number above 0"),
+    "theta-of-null": (
+        lambda at: write_json(
+            at / "config.json", {**json.loads((at / "config.json").read_text()), "local_rope_theta": None}
+        ),
+        "local_rope_theta is None, expected a number above 0",
+    ),
     "no-window": (config(local_attention=0), "local_attention is 0, expected a number above 0"),
     "own-code": (config(auto_map={"AutoModel": "m.M"}), "config.json: auto_map is"),
     "layers-missing": (weights(lambda t: t.pop("layers.2.attn_norm.weight")), "no layers.2.attn_norm.weight"),
@@ -324,6 +346,10 @@ WRONG_MODERN: dict[str, tuple[Change, str]] = {
         "mlp.Wi.weight has shape [96, 32], config.json says [94, 32]",
     ),
     "marker-unknown": (settings(query_prefix="[X] "), "query_prefix is '[X] ', expected exactly one token"),
+    "marker-that-takes-blanks": (
+        lambda at: change_added_tokens(at, rstrip=True),
+        "query_prefix is '[Q] ', expected a token after which tokenizer.json reads a text like any other",
+    ),
 }
 
 
@@ -333,6 +359,12 @@ def test_wrong_modern_checkpoint_is_refused(tmp_path: Path, change: Change, mess
     assert load_model(ModelSettings(model=str(directory))).config.family == "ModernBERT"
     change(directory)
     assert message in refusal(str(directory))
+
+
+def test_xlmr_tokenizer_that_the_reference_would_not_follow_is_refused(tmp_path: Path) -> None:
+    directory = write_xlmr(tmp_path / "model")
+    change_json(directory / "tokenizer_config.json", tokenizer_class="XLMRobertaTokenizerFast")
+    assert "normalizer has NFKC, which transformers leaves out of an XLMRobertaTokenizer" in refusal(str(directory))
 
 
 def test_unchanged_checkpoints_are_not_refused(tmp_path: Path) -> None:

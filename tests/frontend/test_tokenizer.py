@@ -61,6 +61,30 @@ def byte_level() -> Tokenizer:
     return with_specials(tokenizer)
 
 
+def unigram() -> Tokenizer:
+    """XLM-R's kind: the likeliest pieces of words that begin with a mark, composed characters, unknown ones fused."""
+    letters = string.ascii_letters + string.digits + string.punctuation
+    pieces = [
+        "\u2581",
+        *letters.replace("x", ""),
+        "\u2581the",
+        "heart",
+        "\u2581heart",
+        "s,",
+        "\u00e9",
+        "\u7ae0\u9b5a",
+        "fi",
+    ]
+    scores = [(token, 0.0) for token in SPECIALS] + [(piece, 2.0 * len(piece) - 12.0) for piece in pieces]
+    tokenizer = Tokenizer(models.Unigram(scores, unk_id=SPECIALS.index("[UNK]")))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    return with_specials(tokenizer)
+
+
 def with_specials(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
@@ -68,7 +92,11 @@ def with_specials(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-TOKENIZERS = {"wordpiece": wordpiece().to_str().encode(), "byte-level": byte_level().to_str().encode()}
+TOKENIZERS = {
+    "wordpiece": wordpiece().to_str().encode(),
+    "byte-level": byte_level().to_str().encode(),
+    "unigram": unigram().to_str().encode(),
+}
 PLAIN = TextSpec(max_length=512)
 MARKED = TextSpec(max_length=512, marker_ids=[MARKER])
 
@@ -204,6 +232,13 @@ def test_expansion_fills_up_behind_the_text(expansion: str, length: int, text: s
     ids = reference(TOKENIZERS["wordpiece"], text, 10, [MARKER])
     assert split(result) == [ids + [MASK] * extra] * 2
     assert result.expansion == array("i", [extra, extra])
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(text=short_texts | long_texts, limit=st.integers(8, 40))
+def test_a_prefix_is_read_as_a_part_of_the_text(kind: str, text: str, limit: int) -> None:
+    tokenizer = make(kind, document=TextSpec(max_length=512, prefix="the heart: "))
+    assert encode(tokenizer, "document", [text], limit) == [reference(TOKENIZERS[kind], "the heart: " + text, limit)]
 
 
 def test_special_tokens_are_counted_per_role() -> None:
