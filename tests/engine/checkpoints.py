@@ -215,12 +215,12 @@ def write_xlmr(directory: Path, is_rotary: bool = False, has_own_class: bool = F
     return directory
 
 
-def write_xlmr_pylate(directory: Path, dims: Sequence[int] = (8,), **changes: Any) -> Path:
-    """PyLate's format with XLM-R inside."""
-    write_xlmr(directory)
+def write_xlmr_pylate(directory: Path, dims: Sequence[int] = (8,), is_rotary: bool = False, **changes: Any) -> Path:
+    """PyLate's format with XLM-R inside, or with jina-colbert-v2's layout of it; weights without a prefix."""
+    write_xlmr(directory, is_rotary)
     (directory / "artifact.metadata").unlink()
-    weights = xlmr_weights(json.loads((directory / "config.json").read_text())["vocab_size"])
-    save_file(weights, directory / "model.safetensors")
+    vocabulary = json.loads((directory / "config.json").read_text())["vocab_size"]
+    save_file(rotary_weights(vocabulary) if is_rotary else xlmr_weights(vocabulary), directory / "model.safetensors")
     change_json(directory / "config.json", architectures=["XLMRobertaModel"])
     _write_modules(directory, dims, bias=False)
     markers = {"query_prefix": "[QueryMarker]", "document_prefix": "[DocumentMarker]"}

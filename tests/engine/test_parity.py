@@ -114,12 +114,12 @@ def from_directory(write: Callable[..., Path], **changes: Any) -> Callable[[Path
     return load
 
 
-def rotary(**changes: Any) -> Callable[[Path], Pair]:
+def rotary(write: Callable[..., Path] = write_xlmr, **changes: Any) -> Callable[[Path], Pair]:
     """jina-colbert-v2's own code is not run, here neither: transformers has the same encoder under other names."""
 
     def load(tmp: Path) -> Pair:
-        directory = write_xlmr(tmp / "model", is_rotary=True, **changes)
-        reference = MultiVectorEncoder(str(write_xlmr(tmp / "base", **changes)), device="cpu")
+        directory = write(tmp / "model", is_rotary=True, **changes)
+        reference = MultiVectorEncoder(str(write(tmp / "base", **changes)), device="cpu")
         reference[0].model = jina_encoder(directory)
         return load_pair(ModelSettings(model=str(directory)), reference)
 
@@ -217,6 +217,8 @@ MODELS: dict[str, Callable[[Path], Pair]] = {
     "jina": rotary(),
     "jina-attends": rotary(attend_to_mask_tokens=True),
     "jina-punctuation-kept": rotary(mask_punctuation=False),
+    "jina-own-class": rotary(has_own_class=True, attend_to_mask_tokens=True),
+    "jina-pylate": rotary(write_xlmr_pylate, dims=(16, 8), attend_to_expansion_tokens=True),
     "modern": from_directory(write_modern),
     "modern-attends": from_directory(write_modern, attend_to_expansion_tokens=True),
     # a short query leaves expansion rows that see nobody in the local layers
