@@ -163,7 +163,10 @@ class _Launcher:
             threads=self._division.worker,
             log_level=config.log_level,
         )
-        return Launch("scorer_worker", settings, _thread_limits(self._division.worker))
+        environment = _thread_limits(self._division.worker)
+        if self._device == "cuda":  # batches of ever other shapes leave no holes in the device's memory
+            environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+        return Launch("scorer_worker", settings, environment)
 
     def _prepare_engine(self) -> Launch:
         settings = EngineSettings(
