@@ -26,6 +26,7 @@ from frontend.routes import status
 from frontend.routes.nim import ranking
 from frontend.routes.rerank import rerank
 from frontend.routes.score import score
+from frontend.routes.tokenize import detokenize, tokenize
 from ipc.errors import ServiceFailed
 
 CLIENT_CLOSED = 499  # for the metrics; nobody reads it
@@ -34,6 +35,8 @@ _ROUTES = [
     *(Route(path, rerank, methods=["POST"]) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
     *(Route(path, score, methods=["POST"]) for path in ("/score", "/v1/score")),
     *(Route(path, ranking, methods=["POST"]) for path in ("/v1/ranking", "/ranking")),
+    Route("/tokenize", tokenize, methods=["POST"]),
+    Route("/detokenize", detokenize, methods=["POST"]),
     Route("/v1/models", status.models),
     Route("/models", status.infinity_models),
     Route("/info", status.tei_info),

@@ -84,6 +84,17 @@ class Call:
                 HttpError.NOT_FOUND, f"model: {name[:100]!r} is not served; {', '.join(names)} is", "model"
             )
 
+    def check_count(self, inputs: Sequence[object], field: str) -> None:
+        """
+        Raises:
+            RequestFailed: there are none, or too many.
+        """
+        limit = self.api.config.max_documents_per_request
+        if not inputs:
+            raise invalid(f"{field}: empty, at least 1", field)
+        if len(inputs) > limit:
+            raise invalid(f"{field}: {len(inputs)}, at most {limit} (--max-documents-per-request)", field)
+
     def make_task(
         self,
         body: CommonBody,
@@ -98,14 +109,8 @@ class Call:
             RequestFailed: a text or its embeddings are wrong, or there are too many; names the field.
         """
         query_field, document_field = fields
-        limit = self.api.config.max_documents_per_request
-        if not documents:
-            raise invalid(f"{document_field}: empty, at least 1", document_field)
-        if not queries:
-            raise invalid(f"{query_field}: empty, at least 1", query_field)
-        for field, inputs in ((query_field, queries), (document_field, documents)):
-            if len(inputs) > limit:
-                raise invalid(f"{field}: {len(inputs)}, at most {limit} (--max-documents-per-request)", field)
+        self.check_count(documents, document_field)
+        self.check_count(queries, query_field)
         truncation = body.truncation is not False
         lengths = {role: self._limit(body, role) for role in ("query", "document")}
         query_names = [query_field] if pairs is None else [f"{query_field}[{i}]" for i in range(len(queries))]

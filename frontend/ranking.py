@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from frontend.tokenizer import StatelessTokenizer
 from ipc.messages import FloatDType, ModelSpec, Role, SelfCheck
 
 
@@ -84,6 +85,8 @@ class Ranker(Protocol):
     def spec(self) -> ModelSpec | None: ...
     @property
     def fingerprint(self) -> bytes | None: ...
+    @property
+    def tokenizer(self) -> StatelessTokenizer | None: ...
     @property
     def self_check(self) -> SelfCheck | None: ...
     @property

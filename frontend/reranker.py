@@ -136,6 +136,11 @@ class Reranker:
         return self._model.fingerprint if self._model else None
 
     @property
+    def tokenizer(self) -> StatelessTokenizer | None:
+        """The model's; None without an encoder, or before it was there."""
+        return self._model.tokenizer if self._model else None
+
+    @property
     def self_check(self) -> SelfCheck | None:
         """What the encoder's self-check found; None without an encoder, or before it was there."""
         service = (self.engine or self.worker).service

@@ -192,6 +192,7 @@ _MISSING = "Object missing required field "
 _ALLOWED = {"score_mode": get_args(ScoreMode), "dtype": get_args(FloatDType)}  # what msgspec's own message does not say
 
 Body = TypeVar("Body", RerankBody, ScoreBody, RankingBody)
+AnyBody = TypeVar("AnyBody")
 
 _rerank = msgspec.json.Decoder(RerankBody)
 _score = msgspec.json.Decoder(ScoreBody)
@@ -218,17 +219,22 @@ def decode_ranking(body: bytes) -> RankingBody:
 
 
 def _decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
+    decoded = decode_body(decoder, body)
+    if decoded.truncate_prompt_tokens == 0:
+        raise invalid("truncate_prompt_tokens: 0, at least 1, or -1 for the model's own", "truncate_prompt_tokens")
+    return decoded
+
+
+def decode_body(decoder: msgspec.json.Decoder[AnyBody], body: bytes) -> AnyBody:
+    """A body of any kind; the same contract as `decode_rerank`."""
     if not body:
         raise invalid("body: empty, expected a JSON object")
     try:
-        decoded = decoder.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _explain(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"body: not JSON ({str(error)[:MAX_ECHO]})") from None
-    if decoded.truncate_prompt_tokens == 0:
-        raise invalid("truncate_prompt_tokens: 0, at least 1, or -1 for the model's own", "truncate_prompt_tokens")
-    return decoded
 
 
 def _explain(error: msgspec.ValidationError) -> RequestFailed:

@@ -57,6 +57,19 @@ class StatelessTokenizer:
         """Special tokens and markers of a text: what its limit loses to them."""
         return self._num_specials + len(self._specs[role].marker_ids)
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this; added tokens included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode_plainly(self, texts: Sequence[str], add_special_tokens: bool) -> list[Encoding]:
+        """As the tokenizer alone does it: no marker, expansion or limit."""
+        return list(self._tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ids, special tokens included."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
     def encode(
         self, role: Role, texts: Sequence[str], limit: int, truncation: bool, names: Sequence[str]
     ) -> TokenizedTexts:

@@ -11,17 +11,34 @@ from typing import Any
 
 import httpx
 from starlette.types import ASGIApp
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import BertProcessing
 
 from frontend.admission import Admission
 from frontend.app import create_app
 from frontend.app_config import AppConfig
 from frontend.metrics import Metrics
 from frontend.ranking import EmbeddingsInput, Input, RankingResult, RankingTask, TextInput, Timings
+from frontend.tokenizer import StatelessTokenizer
 from ipc.messages import ModelSpec, Role, SelfCheck, TextSpec
 
 LIMIT = 10.0  # seconds that anything here may take
 SPEC = ModelSpec("the-model", 4, TextSpec(max_length=32), TextSpec(max_length=180))
 SELF_CHECK = SelfCheck(24, 2e-6, 1e-3, "float32", "cpu", 1_700_000_000)
+WORDS = ["[UNK]", "[CLS]", "[SEP]", "one", "three", "heart", "hearts", ","]
+
+
+def _word_tokenizer() -> bytes:
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.post_processor = BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    tokenizer.add_special_tokens(WORDS[:3])
+    return tokenizer.to_str().encode()
+
+
+TOKENIZER_JSON = _word_tokenizer()
 RERANK_PATHS = ["/rerank", "/v1/rerank", "/v2/rerank"]
 SCORE_PATHS = ["/score", "/v1/score"]
 QUERY = "three hearts"
@@ -39,6 +56,7 @@ class WordRanker:
         self.spec = spec
         self.self_check = SELF_CHECK if spec is not None else None
         self.fingerprint = b"f" * 16 if spec is not None else None
+        self.tokenizer = StatelessTokenizer(SPEC, TOKENIZER_JSON) if spec is not None else None
         self.has_encoder = spec is not None
         self.is_ready = True
         self.tasks: list[RankingTask] = []
