@@ -13,6 +13,7 @@ import msgspec
 from frontend.bench.config import BenchConfig
 from frontend.bench.config import options as bench_options
 from frontend.config import ServeConfig, build_config, options
+from frontend.config_file import read_config_file, source_of
 from frontend.options import ConfigError, ManualParser, NamedOption, add_options, read
 from frontend.version import VERSION
 from ipc.child import EXIT_USAGE
@@ -50,7 +51,7 @@ CHECK_EPILOG = """\
 exit codes:
   0 it can be served    1 it computes other scores than it should    2 it cannot be loaded
 """
-CHECK_FIELDS = ("model", "query_length", "document_length", "dtype", "deterministic")
+CHECK_FIELDS = ("config", "model", "query_length", "document_length", "dtype", "deterministic")
 BENCH_DESCRIPTION = """\
 Ask a server for reranking and measure it: closed loop (so many requests at a time) or open loop
 (so many per second), from several processes, with the requests of vllm bench serve or others.
@@ -103,7 +104,12 @@ def parse_command(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[
     """
     arguments = build_parser().parse_args(argv)
     command: Command = arguments.command
-    given = read(_options_of(command), arguments, environment)
+    options_here = _options_of(command)
+    given = read(options_here, arguments, environment)
+    path = given.get("config")
+    if isinstance(path, str):
+        file = read_config_file(path, options())
+        given = read(options_here, arguments, environment, file, lambda named: source_of(path, named))
     return command, _build_bench(given) if command == "bench" else build_config(given)
 
 

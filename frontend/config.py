@@ -40,6 +40,7 @@ LARGEST_DEFAULT_STORE = 4 * 2**30
 DEFAULT_BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
 DEFAULT_STORE_SHARE = 0.2  # of the memory this process may use
 
+SETTINGS = "Settings file"
 MODEL, NETWORK, PROCESSES = "Model", "Network", "Processes and device"
 BATCHING, STORE, LIMITS = "Batching", "Embedding store", "Limits and timeouts"
 SECURITY, LOGGING = "Security", "Logging"
@@ -71,6 +72,17 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ConfigError: two settings contradict each other.
     """
 
+    config: Annotated[
+        str | None,
+        Option(
+            SETTINGS,
+            "TOML file with settings, by the names of the flags without dashes: api-server-count = 4. A flag wins over "
+            "its variable, a variable over the file. Keys are better in --api-key-file.",
+            text,
+            "PATH",
+            default_text="none",
+        ),
+    ] = None
     model: Annotated[
         str | None,
         Option(
@@ -477,7 +489,9 @@ def settings_page() -> str:
         "",
         "Generated from `frontend/config.py` by `python -m frontend.config > docs/settings.md`.",
         "",
-        "A flag wins over its environment variable, a variable over the default. An empty variable counts as unset,",
+        "A flag wins over its environment variable, a variable over the file of `--config`, the file over the default.",
+        "In the file, names are those of the flags without dashes: `api-server-count = 4`.",
+        "An empty variable counts as unset,",
         "but for those of API keys: a secret that is missing must not open the server. Lists are comma-separated in a",
         "variable; a switch takes 1 or 0. Sizes: `512MiB`, `4GiB`, or bytes. Durations: seconds, or `500ms`, `5m`,",
         "`1h`.",

@@ -187,9 +187,17 @@ def named_options(kind: type[msgspec.Struct]) -> list[NamedOption]:
 
 
 def read(
-    options: Sequence[NamedOption], arguments: argparse.Namespace, environment: Mapping[str, str]
+    options: Sequence[NamedOption],
+    arguments: argparse.Namespace,
+    environment: Mapping[str, str],
+    file: Mapping[str, Sequence[str]] = {},
+    source_in_file: Callable[[NamedOption], str] = lambda named: named.field,
 ) -> dict[str, object]:
     """The values that were given, by field; a field that was not given is absent.
+
+    Args:
+        file: words of a settings file, by field; flags and variables win over it.
+        source_in_file: how an error names a setting of the file.
 
     Raises:
         ConfigError: a value breaks its rule.
@@ -198,12 +206,19 @@ def read(
     for named in options:
         if hasattr(arguments, named.field):
             given[named.field] = _parse(named, named.flag, getattr(arguments, named.field))
-        elif named.variable in environment:
-            value = environment[named.variable]
-            if value.strip() or named.option.empty_is_wrong:
-                words = value.split(",") if named.option.repeatable else [value]
-                given[named.field] = _parse(named, named.variable, [word.strip() for word in words])
+        elif (words := _words_of_variable(named, environment)) is not None:
+            given[named.field] = _parse(named, named.variable, words)
+        elif named.field in file:
+            given[named.field] = _parse(named, source_in_file(named), file[named.field])
     return given
+
+
+def _words_of_variable(named: NamedOption, environment: Mapping[str, str]) -> list[str] | None:
+    """None: it is not set, or empty, which counts as that but for secrets."""
+    value = environment.get(named.variable)
+    if value is None or not (value.strip() or named.option.empty_is_wrong):
+        return None
+    return [word.strip() for word in (value.split(",") if named.option.repeatable else [value])]
 
 
 def _parse(named: NamedOption, source: str, words: Iterable[str]) -> object:

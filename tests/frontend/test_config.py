@@ -51,6 +51,7 @@ def test_a_flag_wins_over_its_variable_and_a_variable_over_the_default(
 
 
 EXAMPLES = {  # for every option: text that differs from the default, more that it needs, and the value it becomes
+    "config": ("", [], None),  # tests of its own
     "model": ("path/to/model", [], "path/to/model"),
     "served_model_name": ("a", [], ("a",)),
     "strict_model_name": ("1", [], True),
@@ -93,7 +94,7 @@ def test_every_option_has_an_example_here() -> None:
     assert list(EXAMPLES) == [named.field for named in options()]
 
 
-@pytest.mark.parametrize("field", [field for field in EXAMPLES if field != "api_key_file"])
+@pytest.mark.parametrize("field", [field for field in EXAMPLES if field not in ("api_key_file", "config")])
 def test_every_option_can_be_given_by_flag_and_by_variable(field: str) -> None:
     value, more, expected = EXAMPLES[field]
     (named,) = [named for named in options() if named.field == field]
@@ -114,6 +115,70 @@ def test_every_option_can_be_given_by_flag_and_by_variable(field: str) -> None:
 )
 def test_a_switch_is_turned_on_and_off_by_its_variable(word: str, expected: bool) -> None:
     assert serve(environment={"MAXSIMD_STRICT_MODEL_NAME": word}).strict_model_name is expected
+
+
+# --- the file -------------------------------------------------------------------------------------------------
+
+
+def config_file(tmp_path: Path, content: str) -> str:
+    path = tmp_path / "maxsimd.toml"
+    path.write_text(content)
+    return str(path)
+
+
+FILE = """
+model = "path/to/model"
+port = 9001
+strict-model-name = true
+request-timeout = 2.5
+embedding-cache-size = "64MiB"
+served-model-name = ["a", "b"]
+"""
+
+
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_the_file_s_settings_are_those_of_the_flags(tmp_path: Path, by_variable: bool) -> None:
+    path = config_file(tmp_path, FILE)
+    config = serve(environment={"MAXSIMD_CONFIG": path}) if by_variable else serve("--config", path)
+    assert (config.model, config.port, config.strict_model_name) == ("path/to/model", 9001, True)
+    assert (config.request_timeout, config.embedding_cache_size) == (2.5, 64 * 2**20)
+    assert config.served_model_name == ("a", "b")
+
+
+def test_a_flag_wins_over_the_variable_and_that_over_the_file(tmp_path: Path) -> None:
+    path = config_file(tmp_path, FILE)
+    environment = {"MAXSIMD_CONFIG": path, "MAXSIMD_PORT": "9002"}
+    assert serve(environment=environment).port == 9002
+    assert serve("--port", "9003", environment=environment).port == 9003
+    assert serve("other/model", environment=environment).model == "other/model"
+    assert serve(
+        "--strict-model-name", "--config", config_file(tmp_path, "strict-model-name = false")
+    ).strict_model_name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("port = 70000", "port: must be a whole number from 0 to 65535"),
+        ("port = [1, 2]", "port: takes one value, got a list"),
+        ("nonsense = 1", "nonsense is no setting"),
+        ("api_server_count = 2", "api_server_count is no setting; did you mean api-server-count?"),
+        ("config = 'other.toml'", "config is no setting"),
+        ("[store]\nsize = 1", "store is no setting"),
+        ("port = 2026-01-01", "port: expected a text, a number, true or false, got a date"),
+        ("port = ", "is not TOML"),
+        ("dim = 8", "--dim is only for --no-engine"),
+    ],
+)
+def test_a_wrong_file_is_named_with_key_and_rule(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        serve("--config", config_file(tmp_path, content))
+    assert message in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--config: cannot read .*nothing: No such file"):
+        serve("--config", str(tmp_path / "nothing"))
 
 
 # --- several values -------------------------------------------------------------------------------------------
