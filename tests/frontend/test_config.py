@@ -177,7 +177,7 @@ def test_a_wrong_file_is_named_with_key_and_rule(tmp_path: Path, content: str, m
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--config: cannot read .*nothing: No such file"):
+    with pytest.raises(ConfigError, match=r"--config: cannot read .*nothing: No such file"):
         serve("--config", str(tmp_path / "nothing"))
 
 
