@@ -1,0 +1,83 @@
+"""The encoder's Triton kernels compiled for a Hopper GPU, which needs none; `test_attention_triton.py` runs them.
+
+That they compile, use the tensor cores' instructions for warp groups, and copy keys and values while they compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from engine.attention_kernel import attend_block, list_blocks
+from engine.attention_triton import LONG, LONG_WIDE, MEDIUM, SHORT, Config
+from engine.row_kernels import add_norm, gelu, rotate_keys
+
+HOPPER = GPUTarget("cuda", 90, 32)
+
+
+def compiled(kernel: Any, types: Mapping[str, str], constants: Mapping[str, object], num_warps: int = 4) -> str:
+    """The kernel in PTX.
+
+    Args:
+        types: of the arguments that are no constants, in order. All pointers are aligned.
+    """
+    aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(types.values()) if kind[0] == "*"}
+    signature = {**types, **dict.fromkeys(constants, "constexpr")}
+    done = triton.compile(ASTSource(kernel, signature, constants, aligned), HOPPER, {"num_warps": num_warps})
+    ptx: str = done.asm["ptx"]
+    return ptx
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("reach", [-1, 64])
+@pytest.mark.parametrize(
+    ("config", "head_dim"), [(SHORT, 64), (MEDIUM, 32), (MEDIUM, 64), (LONG, 32), (LONG, 64), (LONG_WIDE, 128)]
+)
+def test_attention(config: Config, head_dim: int, reach: int, dtype: str) -> None:
+    types = {
+        "qkv": f"*{dtype}",
+        "blocks": "*i32",
+        "position_ids": "*i64",
+        "cos": "*fp32",
+        "sin": "*fp32",
+        "out": f"*{dtype}",
+        "scale": "fp32",
+    }
+    constants = {
+        "HEADS": 12,
+        "HEAD_DIM": head_dim,
+        "ROWS": config.rows,
+        "KEYS": config.keys,
+        "REACH": reach,
+        "ROTARY": reach < 0,
+        "STAGES": config.stages,
+    }
+    ptx = compiled(attend_block, types, constants, config.num_warps)
+    assert ("wgmma.mma_async" in ptx) == (config != SHORT)
+    assert "cp.async" in ptx
+    assert ".local" not in ptx
+
+
+def test_list_of_blocks() -> None:
+    types = {"cu_seqlens": "*i32", "cu_keys": "*i32", "blocks": "*i32", "num_texts": "i32", "num_blocks": "i32"}
+    compiled(list_blocks, types, {"ROWS": 128, "LANES": 128})
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_steps_between_products_read_and_write_16_bytes_at_a_time(dtype: str) -> None:
+    rows = f"*{dtype}"
+    norm_types = dict.fromkeys(("left", "right", "weight", "bias", "out"), rows)
+    rotate_types = {"qkv": rows, "position_ids": "*i64", "cos": "*fp32", "sin": "*fp32", "total": "i32"}
+    ptx = [
+        compiled(gelu, {"values": rows}, {"BLOCK": 1024}),
+        compiled(add_norm, {**norm_types, "epsilon": "fp32"}, {"HIDDEN": 1024, "COLUMNS": 1024}, num_warps=1),
+        compiled(rotate_keys, rotate_types, {"HEADS": 16, "HEAD_DIM": 64, "COLUMNS": 512, "ROWS": 4}),
+    ]
+    for kernel in ptx:
+        assert "st.global.v4.b32" in kernel
+        assert "st.global.b16" not in kernel

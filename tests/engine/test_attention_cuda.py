@@ -1,0 +1,130 @@
+"""The encoder's own kernels on CUDA: the cases that Triton's interpreter cannot run, or would take too long for."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from engine.attention import attend_in_window, attend_per_text
+from engine.packing import DeviceLengths, PackedBatch, PackedTexts, pack
+from tests.engine.random_bert import random_weights
+
+pytestmark = pytest.mark.gpu
+
+MIXES = {
+    "queries": [32] * 70,
+    "short": [1, 2, 31, 32, 33, 17],
+    "medium": [64, 65, 100, 127, 1, 128],
+    "documents": [300] * 9 + [1],
+    "long": [1380, 673, 5, 1024, 129, 191, 192, 193],
+}
+DTYPES = [torch.float16, torch.bfloat16]
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # of values of about 1: a few of the last bits
+
+
+def packed(lengths: Sequence[int], expansion: int = 0) -> PackedBatch:
+    extras = [min(expansion, length - 1) for length in lengths]
+    ids = array("i", [place % 50 for place in range(sum(lengths))])
+    texts = PackedTexts(["document"] * len(lengths), ids, lengths, extras)
+    return pack(texts, [False] * len(lengths), torch.device("cuda"))
+
+
+def random_qkv(total: int, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator("cuda").manual_seed(total)
+    return torch.randn(total, 3, 4, head_dim, generator=generator, device="cuda").to(dtype)
+
+
+@pytest.mark.parametrize("expansion", [0, 8])
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mix", MIXES)
+def test_attention_is_torchs(mix: str, dtype: torch.dtype, head_dim: int, expansion: int) -> None:
+    from engine.attention_triton import attend_triton
+
+    batch = packed(MIXES[mix], expansion)
+    qkv = random_qkv(len(batch.token_ids), head_dim, dtype)
+    ours = attend_triton(qkv, batch)
+    assert torch.equal(ours, attend_triton(qkv, batch))  # the same bits, always
+    close(ours, attend_per_text(qkv.float(), batch))
+
+
+@pytest.mark.parametrize("reach", [1, 64, 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_window_is_torchs(mix: str, dtype: torch.dtype, reach: int) -> None:
+    from engine.attention_triton import attend_triton
+
+    batch = packed(MIXES[mix], 80)
+    qkv = random_qkv(len(batch.token_ids), 64, dtype)
+    close(attend_triton(qkv, batch, reach), attend_in_window(qkv.float(), batch, reach))
+
+
+@pytest.mark.parametrize("positions", ["absolute", "after_padding", "rotary"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mix", MIXES)
+def test_the_fused_encoder_is_the_plain_one(mix: str, dtype: torch.dtype, positions: str) -> None:
+    from engine.bert import Bert
+    from engine.bert_config import BertConfig, BertEncoderConfig
+    from engine.fused_bert import FusedBert
+
+    bert = BertConfig(50, 256, 3, 4, 512, 1400, layer_norm_eps=1e-5, pad_token_id=1)
+    config = BertEncoderConfig("XLM-R", bert, positions)  # type: ignore[arg-type]
+    plain = {name: tensor.cuda() for name, tensor in random_weights(bert, positions != "rotary").items()}
+    weights = {name: tensor.to(dtype) for name, tensor in plain.items()}
+    batch = packed(MIXES[mix])
+    rounded = {name: tensor.float() for name, tensor in weights.items()}
+    expected = Bert(config, rounded, attend_per_text)(batch)
+    ours = FusedBert(config, weights)(batch).float()
+    assert float(torch.nn.functional.cosine_similarity(ours, expected).min()) > 0.999
+
+
+def test_nothing_is_compiled_for_other_sizes() -> None:
+    from engine.attention_kernel import attend_block, list_blocks
+    from engine.bert_config import BertConfig, BertEncoderConfig
+    from engine.fused_bert import FusedBert
+    from engine.row_kernels import add_norm, gelu, rotate_keys
+
+    kernels = [attend_block, list_blocks, add_norm, gelu, rotate_keys]
+    bert = BertConfig(50, 256, 1, 4, 512, 1400, pad_token_id=1)
+    weights = {name: tensor.cuda().half() for name, tensor in random_weights(bert, False).items()}
+    network = FusedBert(BertEncoderConfig("XLM-R, rotary", bert, "rotary"), weights)
+    before = [sum(map(len, caches(kernel))) for kernel in kernels]
+    assert all(before)
+    for lengths in ([1], [16], [16] * 16, [7] * 33, [100, 57], [1024], [1380, 673, 3]):
+        network(packed(lengths))
+    assert [sum(map(len, caches(kernel))) for kernel in kernels] == before
+
+
+def test_a_graph_serves_other_lengths() -> None:
+    from engine.attention_triton import attend_triton
+
+    qkv = random_qkv(512, 64, torch.float16)
+    ends = torch.tensor([[0, 512] + [512] * 8] * 2, dtype=torch.int32, device="cuda")
+    where = DeviceLengths(ends[0], ends[1], None, 512, 512)
+    empty = torch.zeros(512, dtype=torch.int64, device="cuda")
+    full = PackedBatch(empty, empty, [512], [0, 512], [512], where)
+    attend_triton(qkv, full)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = attend_triton(qkv, full)
+    for lengths in ([512], [1, 511], [100, 200, 212], [64] * 8):
+        batch = packed(lengths, 5)
+        assert batch.on_device is not None
+        for row, values in enumerate((batch.on_device.cu_seqlens, batch.on_device.cu_keys)):
+            ends[row, : len(values)] = values
+            ends[row, len(values) :] = values[-1]
+        graph.replay()
+        close(out, attend_per_text(qkv.float(), batch))
+
+
+def caches(kernel: object) -> list[dict[object, object]]:
+    """Of every device: what was compiled."""
+    return [entry[0] for entry in kernel.device_caches.values()]  # type: ignore[attr-defined]
+
+
+def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    tolerance = TOLERANCE[ours.dtype]
+    torch.testing.assert_close(ours.float(), expected, atol=tolerance, rtol=tolerance)
