@@ -28,6 +28,13 @@ class Attention(Protocol):
         ...
 
 
+class WindowAttention(Protocol):
+    """As `Attention`, but a row attends to rows at most `reach` positions away, before and after. Rows that find nobody
+    get zeros, as in the reference."""
+
+    def __call__(self, qkv: torch.Tensor, batch: PackedBatch, reach: int, /) -> torch.Tensor: ...
+
+
 def attend_per_text(qkv: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     """One `scaled_dot_product_attention` per text: no row is padded, and torch has a fused kernel for it on CPUs."""
     total, _, num_heads, head_dim = qkv.shape
@@ -44,11 +51,7 @@ WINDOW_BLOCK = 256  # rows whose keys are looked for together
 
 
 def attend_in_window(qkv: torch.Tensor, batch: PackedBatch, reach: int) -> torch.Tensor:
-    """Attention to rows at most `reach` positions away, before and after. Rows that find nobody get zeros, as in the
-    reference.
-
-    Args, returns: as `Attention`'s.
-    """
+    """As `WindowAttention`, text by text."""
     total, _, num_heads, head_dim = qkv.shape
     context = qkv.new_empty(total, num_heads, head_dim)
     for start, length, keys in zip(batch.cu_seqlens, batch.lengths, batch.attended, strict=False):

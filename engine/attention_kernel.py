@@ -8,8 +8,6 @@ Which block of which text a program has is looked up in a list that the device m
 host knows the number of texts and of rows, and no more, so that a CUDA graph serves any lengths. Text i, which begins
 at row c, owns the places from c // ROWS + i on: never fewer than it has blocks, and no place needs the sum of all
 before it. What remains free is a program that ends at once.
-
-Where the last block of a text has at most half the rows it is computed as half a block.
 """
 
 from __future__ import annotations
@@ -53,96 +51,9 @@ def list_blocks(cu_seqlens, cu_keys, blocks, num_texts, num_blocks, ROWS: tl.con
 
 
 @triton.jit
-def _load_rotated(text, rows, is_row, positions, cos, sin, STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """[len(rows), HEAD_DIM]: these rows of a text, turned by their positions."""
-    HALF: tl.constexpr = HEAD_DIM // 2
-    columns = tl.arange(0, HALF)[None, :]
-    mask = is_row[:, None]
-    angles = tl.load(positions + rows, mask=is_row, other=0)[:, None] * HALF + columns
-    first = tl.load(text + rows[:, None] * STRIDE + columns, mask=mask, other=0.0)
-    second = tl.load(text + HALF + rows[:, None] * STRIDE + columns, mask=mask, other=0.0)
-    c = tl.load(cos + angles, mask=mask, other=0.0)
-    s = tl.load(sin + angles, mask=mask, other=0.0)
-    turned = tl.join(first * c - second * s, second * c + first * s).to(first.dtype)  # [rows, HALF, 2]
-    return tl.reshape(tl.permute(turned, (0, 2, 1)), (rows.shape[0], HEAD_DIM))
-
-
-@triton.jit
-def _attend(
-    text,
-    out,
-    offset,
-    length,
-    keys,
-    positions,
-    cos,
-    sin,
-    scale,
-    STRIDE: tl.constexpr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    REACH: tl.constexpr,
-    ROTARY: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Rows `offset` and on of a text; see `attend_block`.
-
-    Args:
-        text, out: the text's first row, at the head's first column.
-        positions: of the text's first row.
-    """
-    rows = offset + tl.arange(0, ROWS)
-    is_row = rows < length
-    columns = tl.arange(0, HEAD_DIM)
-    if ROTARY:
-        q = _load_rotated(text, rows, is_row, positions, cos, sin, STRIDE, HEAD_DIM)
-    else:
-        q = tl.load(text + rows[:, None] * STRIDE + columns[None, :], mask=is_row[:, None], other=0.0)
-    low = 0
-    high = keys
-    if REACH >= 0:
-        low = tl.maximum(0, offset - REACH)
-        high = tl.minimum(keys, offset + ROWS + REACH)
-    highest = tl.full([ROWS], float("-inf"), tl.float32)  # scaled score of each row so far
-    total = tl.zeros([ROWS], tl.float32)  # of the weights
-    context = tl.zeros([ROWS, HEAD_DIM], tl.float32)
-    for first in tl.range(low, high, KEYS, num_stages=STAGES):
-        numbers = first + tl.arange(0, KEYS)
-        is_key = (numbers < high)[:, None]
-        places = text + numbers[:, None] * STRIDE + columns[None, :]
-        k = tl.load(places + HEADS * HEAD_DIM, mask=is_key, other=0.0)
-        scores = tl.dot(q, tl.trans(k))
-        if REACH >= 0:
-            is_near = tl.abs(rows[:, None] - numbers[None, :]) <= REACH
-            scores = tl.where(is_near & (numbers < high)[None, :], scores, float("-inf"))
-        elif first + KEYS > high:
-            scores = tl.where((numbers < high)[None, :], scores, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1) * scale)
-        shift = higher
-        if REACH >= 0:  # a row may see none of these keys
-            shift = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores * scale - shift[:, None])
-        shrink = tl.exp2(highest - shift)
-        total = total * shrink + tl.sum(weights, 1)
-        context = context * shrink[:, None]
-        v = tl.load(places + 2 * HEADS * HEAD_DIM, mask=is_key, other=0.0)
-        context = tl.dot(weights.to(v.dtype), v, context)
-        highest = higher
-    # a row that saw nobody has zeros; one with a score that is no number stays no number
-    context = context / tl.where(total == 0.0, 1.0, total)[:, None]
-    places = out + rows[:, None] * (HEADS * HEAD_DIM) + columns[None, :]
-    tl.store(places, context.to(out.dtype.element_ty), mask=is_row[:, None])
-
-
-@triton.jit(do_not_specialize_on_alignment=["position_ids"])
 def attend_block(
     qkv,
     blocks,
-    position_ids,
-    cos,
-    sin,
     out,
     scale,
     HEADS: tl.constexpr,
@@ -150,7 +61,6 @@ def attend_block(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     REACH: tl.constexpr,
-    ROTARY: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """One program computes one block for one head; see the file's docstring.
@@ -158,12 +68,9 @@ def attend_block(
     Args:
         qkv: [total_tokens, 3, HEADS, HEAD_DIM] float16 or bfloat16, contiguous.
         blocks: [grid 0, BLOCK_FIELDS], by `list_blocks` with the same ROWS. Grid 1 are the heads.
-        position_ids: [total_tokens] int64; not read without ROTARY, nor are the next.
-        cos, sin: [positions, HEAD_DIM / 2] float32.
         out: [total_tokens, HEADS, HEAD_DIM], of qkv's dtype.
         scale: of the scores, times log2(e): exponentials are of base 2.
         REACH: rows attend to rows at most so far away; NO_REACH: to all of their text.
-        ROTARY: turn the queries as they are read. The keys have been turned in place.
     """
     fields = blocks + tl.program_id(0) * 4
     head = tl.program_id(1)
@@ -171,17 +78,45 @@ def attend_block(
     offset = tl.load(fields + 1)
     length = tl.load(fields + 2)
     keys = tl.load(fields + 3)
-    STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
-    text = qkv + start * STRIDE + head * HEAD_DIM
-    out = out + start * (HEADS * HEAD_DIM) + head * HEAD_DIM
     if offset < length:
-        if ROWS > 64 and offset + ROWS // 2 >= length:
-            _attend(
-                *(text, out, offset, length, keys, position_ids + start, cos, sin, scale, STRIDE, HEADS, HEAD_DIM),
-                *(ROWS // 2, KEYS, REACH, ROTARY, STAGES),
-            )
-        else:
-            _attend(
-                *(text, out, offset, length, keys, position_ids + start, cos, sin, scale, STRIDE, HEADS, HEAD_DIM),
-                *(ROWS, KEYS, REACH, ROTARY, STAGES),
-            )
+        STRIDE: tl.constexpr = 3 * HEADS * HEAD_DIM
+        text = qkv + start * STRIDE + head * HEAD_DIM
+        out += start * (HEADS * HEAD_DIM) + head * HEAD_DIM
+        rows = offset + tl.arange(0, ROWS)
+        is_row = rows < length
+        columns = tl.arange(0, HEAD_DIM)
+        q = tl.load(text + rows[:, None] * STRIDE + columns[None, :], mask=is_row[:, None], other=0.0)
+        low = 0
+        high = keys
+        if REACH >= 0:
+            low = tl.maximum(0, offset - REACH)
+            high = tl.minimum(keys, offset + ROWS + REACH)
+        highest = tl.full([ROWS], float("-inf"), tl.float32)  # scaled score of each row so far
+        total = tl.zeros([ROWS], tl.float32)  # of the weights
+        context = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+        for first in tl.range(low, high, KEYS, num_stages=STAGES):
+            numbers = first + tl.arange(0, KEYS)
+            is_key = (numbers < high)[:, None]
+            places = text + numbers[:, None] * STRIDE + columns[None, :]
+            k = tl.load(places + HEADS * HEAD_DIM, mask=is_key, other=0.0)
+            scores = tl.dot(q, tl.trans(k))
+            if REACH >= 0:
+                is_near = tl.abs(rows[:, None] - numbers[None, :]) <= REACH
+                scores = tl.where(is_near & (numbers < high)[None, :], scores, float("-inf"))
+            elif first + KEYS > high:
+                scores = tl.where((numbers < high)[None, :], scores, float("-inf"))
+            higher = tl.maximum(highest, tl.max(scores, 1) * scale)
+            shift = higher
+            if REACH >= 0:  # a row may see none of these keys
+                shift = tl.where(higher == float("-inf"), 0.0, higher)
+            weights = tl.exp2(scores * scale - shift[:, None])
+            shrink = tl.exp2(highest - shift)
+            total = total * shrink + tl.sum(weights, 1)
+            context = context * shrink[:, None]
+            v = tl.load(places + 2 * HEADS * HEAD_DIM, mask=is_key, other=0.0)
+            context = tl.dot(weights.to(v.dtype), v, context)
+            highest = higher
+        # a row that saw nobody has zeros; one with a score that is no number stays no number
+        context = context / tl.where(total == 0.0, 1.0, total)[:, None]
+        places = out + rows[:, None] * (HEADS * HEAD_DIM) + columns[None, :]
+        tl.store(places, context.to(out.dtype.element_ty), mask=is_row[:, None])

@@ -34,33 +34,19 @@ class Config:
 
 
 SHORT = Config(rows=32, keys=32, stages=2, num_warps=2)
-MEDIUM = Config(rows=64, keys=64, stages=2, num_warps=4)
-LONG = Config(rows=128, keys=64, stages=3, num_warps=8)
-LONG_WIDE = Config(rows=128, keys=64, stages=2, num_warps=8)  # wide heads: three stages leave room for one program
-SHORT_MEAN, MEDIUM_MEAN = 32, 128  # rows of a text, up to which a batch's texts are short, or medium
+LONG = Config(rows=64, keys=64, stages=3, num_warps=4)
+SHORT_MEAN = 32  # rows of a text, up to which a batch's texts are short
 
 
-def choose_config(mean_length: float, head_dim: int) -> Config:
-    """The configuration for texts of this mean length."""
-    if mean_length <= SHORT_MEAN:
-        return SHORT
-    if mean_length <= MEDIUM_MEAN:
-        return MEDIUM
-    return LONG if head_dim <= 64 else LONG_WIDE
+def choose_config(mean_length: float) -> Config:
+    """The configuration for texts of this mean length. Others were measured on an H200, from 16 to 128 rows and from 32
+    to 128 keys: for texts of 100 to 1380 tokens none was faster."""
+    return SHORT if mean_length <= SHORT_MEAN else LONG
 
 
 def can_attend(head_dim: int, dtype: torch.dtype) -> bool:
     """Whether the kernel is for such heads."""
     return head_dim in HEAD_DIMS and dtype in (torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True, slots=True)
-class Angles:
-    """Which row of a batch is turned by how much, where positions are rotary."""
-
-    position_ids: torch.Tensor  # [total_tokens] int64
-    cos: torch.Tensor  # [positions, head_dim / 2] float32, contiguous
-    sin: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +57,7 @@ class Blocks:
     config: Config
 
 
-def make_blocks(batch: PackedBatch, head_dim: int, config: Config | None = None) -> Blocks:
+def make_blocks(batch: PackedBatch, config: Config | None = None) -> Blocks:
     """The blocks of a batch whose lengths are on the device. One small launch; nothing waits for the device.
 
     Args:
@@ -79,7 +65,7 @@ def make_blocks(batch: PackedBatch, head_dim: int, config: Config | None = None)
     """
     where = batch.on_device
     assert where is not None
-    config = config or choose_config(len(batch.token_ids) / len(batch.lengths), head_dim)
+    config = config or choose_config(len(batch.token_ids) / len(batch.lengths))
     return Blocks(_list_blocks(where, len(batch.token_ids), config.rows), config)
 
 
@@ -92,14 +78,11 @@ def _list_blocks(where: DeviceLengths, total: int, rows: int) -> torch.Tensor:
     return fields
 
 
-def attend_blocks(
-    qkv: torch.Tensor, blocks: Blocks, angles: Angles | None = None, reach: int | None = None
-) -> torch.Tensor:
+def attend_blocks(qkv: torch.Tensor, blocks: Blocks, reach: int | None = None) -> torch.Tensor:
     """Bidirectional attention inside each text, scaled by 1 / sqrt(head_dim).
 
     Args:
         qkv: [total_tokens, 3, num_heads, head_dim] float16 or bfloat16, contiguous; `can_attend` says which heads.
-        angles: turn the queries while they are read, for keys that have been turned before; None: all is ready.
         reach: rows attend to rows at most so many positions away, before and after; None: to the whole text.
 
     Returns:
@@ -109,15 +92,13 @@ def attend_blocks(
     assert qkv.is_contiguous()
     out = qkv.new_empty(total, num_heads * head_dim)
     config = blocks.config
-    rotary = (angles.position_ids, angles.cos, angles.sin) if angles is not None else (qkv, qkv, qkv)
     attend_block[len(blocks.fields), num_heads](
-        *(qkv, blocks.fields, *rotary, out, math.log2(math.e) / math.sqrt(head_dim)),
+        *(qkv, blocks.fields, out, math.log2(math.e) / math.sqrt(head_dim)),
         HEADS=num_heads,
         HEAD_DIM=head_dim,
         ROWS=config.rows,
         KEYS=config.keys,
         REACH=NO_REACH if reach is None else reach,
-        ROTARY=angles is not None,
         STAGES=config.stages,
         num_warps=config.num_warps,
     )
@@ -126,18 +107,17 @@ def attend_blocks(
 
 def attend_triton(qkv: torch.Tensor, batch: PackedBatch, reach: int | None = None) -> torch.Tensor:
     """As `Attention`; and with `reach` as `attend_in_window`, but for all texts at once."""
-    return attend_blocks(qkv.contiguous(), make_blocks(batch, qkv.shape[3]), None, reach)
+    return attend_blocks(qkv.contiguous(), make_blocks(batch), reach)
 
 
-def compile_kernels(qkv: torch.Tensor, angles: Angles | None = None, reach: int | None = None) -> None:
+def compile_kernels(qkv: torch.Tensor, reach: int | None = None) -> None:
     """Compile and load every configuration for such heads, by attending to a text of one row.
 
     Args:
         qkv: [1, 3, num_heads, head_dim].
-        angles, reach: as `attend_blocks` will get them; of one row.
+        reach: as `attend_blocks` will get it.
     """
     ends = torch.tensor([0, 1], dtype=torch.int32, device=qkv.device)
     where = DeviceLengths(ends, ends, None, 1, 1)
-    for mean_length in (SHORT_MEAN, MEDIUM_MEAN, MEDIUM_MEAN + 1):
-        config = choose_config(mean_length, qkv.shape[3])
-        attend_blocks(qkv, Blocks(_list_blocks(where, 1, config.rows), config), angles, reach)
+    for config in (SHORT, LONG):
+        attend_blocks(qkv, Blocks(_list_blocks(where, 1, config.rows), config), reach)

@@ -69,7 +69,7 @@ class Bert:
         token_type = weights["embeddings.token_type_embeddings.weight"][0]
         self._positions, self._rotary = None, None
         if config.positions == "rotary":
-            head_dim = bert.hidden_size // bert.num_attention_heads
+            head_dim = config.head_dim
             self._rotary = RotaryTable(config.max_tokens, head_dim, bert.rotary_emb_base, token_type)
             self._token_type = token_type
         else:

@@ -47,6 +47,10 @@ class BertEncoderConfig(msgspec.Struct, frozen=True):
         return self.bert.hidden_size
 
     @property
+    def head_dim(self) -> int:
+        return self.bert.hidden_size // self.bert.num_attention_heads
+
+    @property
     def num_hidden_layers(self) -> int:
         return self.bert.num_hidden_layers
 

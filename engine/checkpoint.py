@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +14,7 @@ from engine.model_files import ModelError, WeightsFile
 from engine.modern_bert_config import ModernBertConfig
 
 _PREFIXES = ("", "bert.", "roberta.", "model.", "model.bert.", "model.roberta.")
+INITIALIZER_RANGE = 0.02
 _FIRST = "embeddings.word_embeddings.weight"
 _OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}  # TensorFlow's, in old saves
 
@@ -23,7 +25,7 @@ def load_bert_weights(file: WeightsFile, config: BertEncoderConfig, dtype: torch
     Raises:
         ModelError: one is missing, no float, or has another shape than config.json says.
     """
-    prefix = next((prefix for prefix in _PREFIXES if prefix + _FIRST in file.tensors), None)
+    prefix = _prefix_of(file, _FIRST, _PREFIXES)
     if prefix is None:
         raise ModelError(f"{file.path}: no {_FIRST}, so no encoder of BERT's kind")
     if config.positions == "rotary":
@@ -73,7 +75,7 @@ def load_modern_bert_weights(
         ModelError: one is missing, no float, or has another shape than config.json says.
     """
     first = "embeddings.tok_embeddings.weight"
-    prefix = next((prefix for prefix in ("", "model.") if prefix + first in file.tensors), None)
+    prefix = _prefix_of(file, first, ("", "model."))
     if prefix is None:
         raise ModelError(f"{file.path}: no {first}, so no ModernBERT encoder")
     hidden, inner = config.hidden_size, config.intermediate_size
@@ -98,15 +100,34 @@ def load_projection(projection: Projection, dtype: torch.dtype) -> tuple[torch.T
     Raises:
         ModelError: one is no float.
     """
-    weight, bias = (
-        _load_tensor(projection.file, name, projection.file.shape_of(name), dtype) if name is not None else None
-        for name in (projection.weight, projection.bias)
-    )
-    assert weight is not None
-    return weight, bias
+    shape = [projection.out_features, projection.in_features]
+    weight = _load_tensor(projection.file, projection.weight, shape, dtype)
+    if projection.bias is None:
+        return weight, None
+    return weight, _load_tensor(projection.file, projection.bias, shape[:1], dtype)
 
 
-def _load_tensor(file: WeightsFile, name: str, shape: list[int] | None, dtype: torch.dtype) -> torch.Tensor:
+def _prefix_of(file: WeightsFile, name: str, prefixes: Sequence[str]) -> str | None:
+    """What stands before the names of the encoder's tensors; None: it has no such tensor."""
+    if file.is_dummy:
+        return ""
+    return next((prefix for prefix in prefixes if prefix + name in file.tensors), None)
+
+
+def _make_dummy(name: str, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+    """Random values as before training, the same for a name in every process: scales of 1, no biases, and matrices of
+    BERT's initializer_range."""
+    if name.endswith("bias"):
+        return torch.zeros(shape, dtype=dtype)
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=dtype)
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return (torch.randn(shape, generator=generator) * INITIALIZER_RANGE).to(dtype)
+
+
+def _load_tensor(file: WeightsFile, name: str, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+    if file.is_dummy:
+        return _make_dummy(name, shape, dtype)
     if file.shape_of(name) is None:
         raise ModelError(f"{file.path}: no {name}; the checkpoint is not whole")
     if file.shape_of(name) != shape:

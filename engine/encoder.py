@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-from engine.attention import Attention, attend_per_text, attend_varlen
+from engine.attention import attend_in_window, attend_per_text, attend_varlen
 from engine.bert import Bert
 from engine.checkpoint import load_bert_weights, load_modern_bert_weights, load_projection
+from engine.encoder_config import EncoderConfig
 from engine.graphs import SmallBatches
 from engine.linear import Linear
 from engine.model_spec import LoadedModel
@@ -67,7 +68,8 @@ class Encoder:
         self._max_positions = model.max_positions
         self._vocab_size = model.vocab_size
         self._specs: dict[Role, TextSpec] = {"query": model.spec.query, "document": model.spec.document}
-        self._network = _load_network(model, dtype, device)
+        network = _load_network(model, dtype, device)
+        self._network, self._is_same_launches = network.forward, network.is_same_launches
         self._small_batches: SmallBatches | None = None
         self._projections = [
             (Linear(*_to(device, load_projection(projection, dtype))), _ACTIVATIONS[projection.activation])
@@ -165,7 +167,7 @@ class Encoder:
                 self._synchronize()
                 seconds = time.perf_counter() - started
             seconds *= max_batch_tokens / (length * count)
-        if self.device.type == "cuda" and isinstance(self._network, Bert) and self.dtype != torch.float32:
+        if self._is_same_launches:
             self._small_batches = SmallBatches(self._forward, self.device)
         return seconds
 
@@ -222,21 +224,48 @@ class Encoder:
         return EncodedTexts(embeddings[kept.to(self.device)], rows)
 
 
-def _load_network(
-    model: LoadedModel, dtype: torch.dtype, device: torch.device
-) -> Callable[[PackedBatch], torch.Tensor]:
-    """The encoder without its projections: a batch -> [total_tokens, hidden]."""
-    config, attend = model.config, _attention_for(device, dtype)
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """An encoder without its projections."""
+
+    forward: Callable[[PackedBatch], torch.Tensor]  # a batch -> [total_tokens, hidden]
+    is_same_launches: bool  # whatever the lengths of the texts are, so that a CUDA graph can hold them
+
+
+def _load_network(model: LoadedModel, dtype: torch.dtype, device: torch.device) -> _Network:
+    """The fastest one there is for this model; float32 on CUDA is for checks, not for speed."""
+    config = model.config
+    weights = (
+        load_modern_bert_weights(model.weights, config, dtype)
+        if isinstance(config, ModernBertConfig)
+        else load_bert_weights(model.weights, config, dtype)
+    )
+    weights = {name: weight.to(device) for name, weight in weights.items()}
+    if device.type == "cuda" and dtype != torch.float32:
+        from engine.attention_triton import can_attend  # triton: there on CUDA machines only
+
+        if can_attend(config.head_dim, dtype):
+            return _Network(_load_fused(config, weights), is_same_launches=True)
+        if isinstance(config, ModernBertConfig):
+            return _Network(ModernBert(config, weights, attend_varlen, attend_in_window), is_same_launches=False)
+        return _Network(Bert(config, weights, attend_varlen), is_same_launches=True)
     if isinstance(config, ModernBertConfig):
-        weights = load_modern_bert_weights(model.weights, config, dtype)
-        return ModernBert(config, {name: weight.to(device) for name, weight in weights.items()}, attend)
-    weights = load_bert_weights(model.weights, config, dtype)
-    return Bert(config, {name: weight.to(device) for name, weight in weights.items()}, attend)
+        return _Network(ModernBert(config, weights, attend_per_text, attend_in_window), is_same_launches=False)
+    return _Network(Bert(config, weights, attend_per_text), is_same_launches=False)
 
 
-def _attention_for(device: torch.device, dtype: torch.dtype) -> Attention:
-    """The fastest way there is; float32 on CUDA is for checks, not for speed."""
-    return attend_varlen if device.type == "cuda" and dtype != torch.float32 else attend_per_text
+def _load_fused(config: EncoderConfig, weights: Mapping[str, torch.Tensor]) -> Callable[[PackedBatch], torch.Tensor]:
+    """With own kernels, all of them compiled."""
+    from engine.attention_triton import attend_triton, compile_kernels
+    from engine.fused_bert import FusedBert
+
+    if not isinstance(config, ModernBertConfig):
+        return FusedBert(config, weights)
+    first = next(iter(weights.values()))
+    row = first.new_zeros(1, 3, config.num_attention_heads, config.head_dim)
+    compile_kernels(row)
+    compile_kernels(row, config.local_attention // 2)
+    return ModernBert(config, weights, attend_triton, attend_triton)
 
 
 def _to(

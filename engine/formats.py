@@ -28,6 +28,7 @@ EMBEDDED_NAME = "all-MiniLM-L6-v2"
 EMBEDDED_MAX_LENGTH = 512
 PUNCTUATION = list(string.punctuation)
 SETTINGS = "config_sentence_transformers.json"
+STANFORD_DIM = 128
 QUERY_LENGTH, PYLATE_DOCUMENT_LENGTH, STANFORD_DOCUMENT_LENGTH = 32, 180, 220  # the formats' own defaults
 
 
@@ -38,6 +39,7 @@ class Projection:
     file: WeightsFile
     weight: str  # name of the [out_features, in_features] matrix
     bias: str | None  # name of the [out_features] vector
+    in_features: int
     out_features: int
     activation: Activation = "identity"
 
@@ -106,7 +108,7 @@ def _read_stanford(files: ModelFiles, name: str) -> Checkpoint:
     metadata = files.read_json("artifact.metadata")
     tokenizer = ModelTokenizer(files)
     weights = files.read_weights()
-    projection = _read_projection(weights, config.hidden_size)
+    projection = _read_projection(weights, config.hidden_size, metadata.get_int("dim", STANFORD_DIM))
     dim = metadata.get_int("dim", projection.out_features)
     if dim != projection.out_features:
         raise metadata.error("dim", f"{projection.out_features}, which is what linear.weight in {weights.path} makes")
@@ -286,20 +288,32 @@ def _read_dense(files: ModelFiles, folder: str, in_features: int) -> Projection:
     if settings.get_int("in_features", in_features) != in_features:
         raise settings.error("in_features", f"{in_features}, the width of what comes before")
     has_bias = settings.get_bool("bias", True)
-    projection = _read_projection(files.read_weights(folder), in_features, has_bias, _ACTIVATIONS[activation])
+    out_features = settings.get_int("out_features", in_features)
+    weights = files.read_weights(folder)
+    projection = _read_projection(weights, in_features, out_features, has_bias, _ACTIVATIONS[activation])
     if settings.get_int("out_features", projection.out_features) != projection.out_features:
         raise settings.error("out_features", f"{projection.out_features}, which is what linear.weight makes")
     return projection
 
 
 def _read_projection(
-    file: WeightsFile, in_features: int, has_bias: bool = False, activation: Activation = "identity"
+    file: WeightsFile,
+    in_features: int,
+    dummy_features: int,
+    has_bias: bool = False,
+    activation: Activation = "identity",
 ) -> Projection:
     """linear.weight and linear.bias of a file.
+
+    Args:
+        dummy_features: how wide a dummy's is; a real one's shape is the file's.
 
     Raises:
         ModelError: there is none: a made-up projection would load silently and rank at random.
     """
+    bias = "linear.bias" if has_bias else None
+    if file.is_dummy:
+        return Projection(file, "linear.weight", bias, in_features, dummy_features, activation)
     shape = file.shape_of("linear.weight")
     if shape is None:
         raise ModelError(f"{file.path}: no linear.weight, so no projection to token embeddings; no ColBERT model")
@@ -307,7 +321,7 @@ def _read_projection(
         raise ModelError(f"{file.path}: linear.weight has shape {shape}, expected [dim, {in_features}]")
     if has_bias and file.shape_of("linear.bias") != shape[:1]:
         raise ModelError(f"{file.path}: linear.bias has shape {file.shape_of('linear.bias')}, expected {shape[:1]}")
-    return Projection(file, "linear.weight", "linear.bias" if has_bias else None, shape[0], activation)
+    return Projection(file, "linear.weight", bias, in_features, shape[0], activation)
 
 
 def _read_mask(files: ModelFiles, folder: str) -> JsonFile:

@@ -1,8 +1,9 @@
 """An encoder of BERT's kind on CUDA as few launches: the same as `bert`, within rounding, in float16 or bfloat16.
 
 A layer is four matrix products by cuBLAS, which adds the biases; attention in one own kernel for all texts; and what
-is left in three passes over memory: residual and LayerNorm (twice), GELU. With rotary positions a fourth turns the keys
-in place; queries are turned where attention reads them. Sums of a residual are not rounded before they are normalised.
+is left in three passes over memory: residual and LayerNorm (twice), GELU. With rotary positions a fourth turns queries
+and keys in place: to turn queries where attention reads them was measured, and is slower. Sums of a residual are not
+rounded before they are normalised.
 
 Nothing is compiled while serving: all kernels are when an encoder is made, and none depends on the number of rows or of
 texts. So batches need not be filled up to some size. Launches do not depend on lengths either, only on the number of
@@ -18,14 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from engine.attention_triton import Angles, Blocks, attend_blocks, can_attend, compile_kernels, make_blocks
+from engine.attention_triton import Blocks, attend_blocks, compile_kernels, make_blocks
 from engine.bert import positions_after_padding
 from engine.bert_config import BertConfig, BertEncoderConfig
 from engine.layer_norm import LayerNorm
 from engine.linear import Linear
 from engine.packing import PackedBatch
 from engine.rotary import RotaryTable
-from engine.row_steps import add_and_norm, gelu_in_place, rotate_keys_in_place
+from engine.row_steps import Angles, add_and_norm, gelu_in_place, rotate_in_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +45,14 @@ class FusedBertLayer:
     ) -> torch.Tensor:  # [total_tokens, hidden] -> the same; the argument's memory is not kept
         qkv = self.qkv(hidden).view(len(hidden), 3, num_heads, -1)  # [total_tokens, 3, num_heads, head_dim]
         if angles is not None:
-            rotate_keys_in_place(qkv, angles)
-        attended = self.out(attend_blocks(qkv, blocks, angles))
+            rotate_in_place(qkv, angles)
+        attended = self.out(attend_blocks(qkv, blocks))
         hidden = add_and_norm(attended, hidden, self.attention_norm)
         return add_and_norm(self.down(gelu_in_place(self.up(hidden))), hidden, self.output_norm)
 
 
 class FusedBert:
-    """An encoder of BERT's kind; `is_for` says which.
+    """An encoder of BERT's kind whose heads `attention_triton.can_attend` takes.
 
     Args:
         config: of the checkpoint.
@@ -62,24 +63,18 @@ class FusedBert:
     def __init__(self, config: BertEncoderConfig, weights: Mapping[str, torch.Tensor]) -> None:
         bert = config.bert
         self._num_heads = bert.num_attention_heads
-        self._head_dim = bert.hidden_size // bert.num_attention_heads
         self._padding = bert.pad_token_id if config.positions == "after_padding" else None
         token_type = weights["embeddings.token_type_embeddings.weight"][0]
         self._words = weights["embeddings.word_embeddings.weight"]
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
         if config.positions == "rotary":
-            self._rotary = _rotary(config, self._head_dim, self._words.device)
+            self._rotary = _rotary(config, self._words.device)
             self._positions = token_type[None]  # one row for all
         else:
             self._positions = weights["embeddings.position_embeddings.weight"] + token_type
         self._norm = _layer_norm(weights, "embeddings.LayerNorm", bert)
         self._layers = [_layer(weights, number, bert) for number in range(bert.num_hidden_layers)]
         self._compile()
-
-    @staticmethod
-    def is_for(config: BertEncoderConfig, dtype: torch.dtype) -> bool:
-        """Whether there are kernels for its heads."""
-        return can_attend(config.bert.hidden_size // config.bert.num_attention_heads, dtype)
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         """The last hidden states, [total_tokens, hidden].
@@ -88,7 +83,7 @@ class FusedBert:
             batch: on the device, its lengths too.
         """
         hidden = self._embed(batch)
-        blocks = make_blocks(batch, self._head_dim)
+        blocks = make_blocks(batch)
         angles = Angles(batch.position_ids, *self._rotary) if self._rotary is not None else None
         for layer in self._layers:
             hidden = layer(hidden, self._num_heads, blocks, angles)
@@ -110,16 +105,14 @@ class FusedBert:
         add_and_norm(row, row, self._norm)
         gelu_in_place(self._layers[0].up(row))
         qkv = self._layers[0].qkv(row).view(1, 3, self._num_heads, -1)
-        angles = None
         if self._rotary is not None:
-            angles = Angles(torch.zeros(1, dtype=torch.int64, device=row.device), *self._rotary)
-            rotate_keys_in_place(qkv, angles)
-        compile_kernels(qkv, angles)
+            rotate_in_place(qkv, Angles(torch.zeros(1, dtype=torch.int64, device=row.device), *self._rotary))
+        compile_kernels(qkv)
 
 
-def _rotary(config: BertEncoderConfig, head_dim: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _rotary(config: BertEncoderConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosine and sine of every position, [positions, head_dim / 2] float32: what is turned is rounded once, after."""
-    table = RotaryTable(config.max_tokens, head_dim, config.bert.rotary_emb_base, torch.empty(0, device=device))
+    table = RotaryTable(config.max_tokens, config.head_dim, config.bert.rotary_emb_base, torch.empty(0, device=device))
     every = table.at(torch.arange(config.max_tokens, device=device))
     return every.cos.view(config.max_tokens, -1), every.sin.view(config.max_tokens, -1)
 

@@ -75,11 +75,12 @@ class JsonFile:
 
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
-    """A safetensors file that is all there."""
+    """A safetensors file that is all there; or, of a dummy, the place where it would be."""
 
     path: Path
     header: bytes
     tensors: Mapping[str, Any]  # name -> dtype, shape, data_offsets
+    is_dummy: bool = False  # has no tensors: random ones take their places, in the shapes that the configuration says
 
     def shape_of(self, name: str) -> list[int] | None:
         """None: no such tensor."""
@@ -96,6 +97,7 @@ class ModelFiles:
     """A checkpoint's directory, and what has been read of it (the fingerprint is made of that)."""
 
     directory: Path
+    is_dummy: bool = False  # weights are not read, even if they are there
     contents: dict[str, bytes] = field(default_factory=dict)  # path inside the directory -> content
     weights: dict[str, WeightsFile] = field(default_factory=dict)
 
@@ -131,13 +133,15 @@ class ModelFiles:
         return sorted(entries, key=lambda entry: int(entry.values["idx"]))
 
     def read_weights(self, folder: str = "") -> WeightsFile:
-        """The header of `folder`'s model.safetensors.
+        """The header of `folder`'s model.safetensors; nothing of a dummy.
 
         Raises:
             ModelError: it is not there (perhaps weights are pickled or split), or shorter than its header says.
         """
         name = str(Path(folder) / "model.safetensors")
         path = self.directory / name
+        if self.is_dummy:
+            return WeightsFile(path, b"", {}, is_dummy=True)
         if not path.is_file():
             raise ModelError(_why_no_weights(path))
         self.weights[name] = _read_weights(path)

@@ -54,7 +54,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
         ModelError: it is not there, not whole, or not one that can be served exactly.
     """
     directory = find_model(settings.model)
-    files = ModelFiles(directory)
+    files = ModelFiles(directory, is_dummy=settings.load_format == "dummy")
     checkpoint = read_checkpoint(files, _name_of(settings.model, directory))
     positions = checkpoint.config.max_tokens
     check_lengths(checkpoint.spec, positions, f"{directory}: the checkpoint's own settings")
@@ -68,7 +68,10 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     tokenizer_json = checkpoint.tokenizer.json
     return LoadedModel(
         spec=spec,
-        fingerprint=_fingerprint(files, [msgspec.msgpack.encode(spec), tokenizer_json, settings.dtype.encode()]),
+        fingerprint=_fingerprint(
+            files,
+            [msgspec.msgpack.encode(spec), tokenizer_json, settings.dtype.encode(), settings.load_format.encode()],
+        ),
         tokenizer_json=tokenizer_json,
         directory=directory,
         config=checkpoint.config,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from engine.attention import Attention, attend_in_window
+from engine.attention import Attention, WindowAttention
 from engine.layer_norm import LayerNorm
 from engine.linear import Linear
 from engine.modern_bert_config import ModernBertConfig
@@ -50,14 +50,22 @@ class ModernBert:
         config: of the checkpoint.
         weights: by ModernBertModel's own names, in the dtype and on the device to compute in.
         attend: how attention is computed in the layers without a window.
+        attend_in_window: and in those with one.
     """
 
-    def __init__(self, config: ModernBertConfig, weights: Mapping[str, torch.Tensor], attend: Attention) -> None:
+    def __init__(
+        self,
+        config: ModernBertConfig,
+        weights: Mapping[str, torch.Tensor],
+        attend: Attention,
+        attend_in_window: WindowAttention,
+    ) -> None:
         self._num_heads = config.num_attention_heads
         self._reach = config.local_attention // 2
         self._attend = attend
+        self._attend_in_window = attend_in_window
         self._words = weights["embeddings.tok_embeddings.weight"]
-        head_dim = config.hidden_size // config.num_attention_heads
+        head_dim = config.head_dim
         self._global, self._local = (
             RotaryTable(config.max_tokens, head_dim, theta, self._words)
             for theta in (config.global_theta, config.local_theta)
@@ -79,7 +87,7 @@ class ModernBert:
         return self._final_norm(hidden)
 
     def _attend_near(self, qkv: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        return attend_in_window(qkv, batch, self._reach)
+        return self._attend_in_window(qkv, batch, self._reach)
 
 
 def _layer(weights: Mapping[str, torch.Tensor], number: int, config: ModernBertConfig) -> ModernBertLayer:

@@ -40,6 +40,10 @@ class ModernBertConfig(msgspec.Struct, frozen=True):
         return "ModernBERT"
 
     @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
     def max_tokens(self) -> int:
         """The most ids that one text may have."""
         return self.max_position_embeddings

@@ -11,7 +11,7 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["position_ids"])
-def rotate_keys(
+def rotate(
     qkv,
     position_ids,
     cos,
@@ -22,12 +22,13 @@ def rotate_keys(
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Turn the keys by their positions, in place: the first half of a head with the second.
+    """Turn queries and keys by their positions, in place: the first half of a head with the second.
 
     Args:
-        qkv: [total, 3, HEADS, HEAD_DIM], contiguous.
+        qkv: [total, 3, HEADS / 2, HEAD_DIM], contiguous.
         position_ids: [total] int64.
         cos, sin: [positions, HEAD_DIM / 2] float32.
+        HEADS: of queries and keys together.
         COLUMNS: a power of two, at least HEADS * HEAD_DIM / 2.
         ROWS: of a program.
     """
@@ -40,8 +41,8 @@ def rotate_keys(
     angles = position[:, None] * HALF + (column % HALF)[None, :]
     c = tl.load(cos + angles, mask=is_place, other=0.0)
     s = tl.load(sin + angles, mask=is_place, other=0.0)
-    columns = HEADS * HEAD_DIM + column // HALF * HEAD_DIM + column % HALF
-    places = qkv + rows.to(tl.int64)[:, None] * (3 * HEADS * HEAD_DIM) + columns[None, :]
+    columns = column // HALF * HEAD_DIM + column % HALF
+    places = qkv + rows.to(tl.int64)[:, None] * (3 * HEADS // 2 * HEAD_DIM) + columns[None, :]
     first = tl.load(places, mask=is_place, other=0.0).to(tl.float32)
     second = tl.load(places + HALF, mask=is_place, other=0.0).to(tl.float32)
     dtype = qkv.dtype.element_ty

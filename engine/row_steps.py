@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from engine.attention_triton import Angles
 from engine.layer_norm import LayerNorm
-from engine.row_kernels import add_norm, gelu, rotate_keys
+from engine.row_kernels import add_norm, gelu, rotate
 
-_ROTATED_ROWS = 4  # of a program
+_ROTATED_ROWS = 2  # of a program
 _GELU_BLOCK = 1024  # elements of a program, at most
 _COLUMNS_OF_A_WARP = 1024  # of a row that is normalised: it stays in one warp's registers
 
 
-def rotate_keys_in_place(qkv: torch.Tensor, angles: Angles) -> None:
-    """Turn the keys by their positions. The queries are turned where attention reads them, the values are not.
+@dataclass(frozen=True, slots=True)
+class Angles:
+    """Which row of a batch is turned by how much, where positions are rotary."""
+
+    position_ids: torch.Tensor  # [total_tokens] int64
+    cos: torch.Tensor  # [positions, head_dim / 2] float32, contiguous
+    sin: torch.Tensor
+
+
+def rotate_in_place(qkv: torch.Tensor, angles: Angles) -> None:
+    """Turn queries and keys by their positions; the values are not.
 
     Args:
         qkv: [total_tokens, 3, num_heads, head_dim], contiguous; head_dim a power of two.
     """
     total, _, num_heads, head_dim = qkv.shape
-    rotate_keys[(-(-total // _ROTATED_ROWS),)](
+    rotate[(-(-total // _ROTATED_ROWS),)](
         *(qkv, angles.position_ids, angles.cos, angles.sin, total),
-        HEADS=num_heads,
+        HEADS=2 * num_heads,
         HEAD_DIM=head_dim,
-        COLUMNS=_power_of_two(num_heads * head_dim // 2),
+        COLUMNS=_power_of_two(num_heads * head_dim),
         ROWS=_ROTATED_ROWS,
     )
 

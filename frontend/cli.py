@@ -51,7 +51,7 @@ CHECK_EPILOG = """\
 exit codes:
   0 it can be served    1 it computes other scores than it should    2 it cannot be loaded
 """
-CHECK_FIELDS = ("config", "model", "query_length", "document_length", "dtype", "deterministic")
+CHECK_FIELDS = ("config", "model", "query_length", "document_length", "dtype", "load_format", "deterministic")
 BENCH_DESCRIPTION = """\
 Ask a server for reranking and measure it: closed loop (so many requests at a time) or open loop
 (so many per second), from several processes, with the requests of vllm bench serve or others.

@@ -30,7 +30,7 @@ from frontend.options import (
     whole_number,
 )
 from ipc.messages import MAX_PAIRS
-from ipc.settings import ModelSettings
+from ipc.settings import LoadFormat, ModelSettings
 
 DAY = 86_400.0
 MAX_API_SERVERS = 64
@@ -218,6 +218,16 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "where the model's activations stay finite, else bfloat16.",
             one_of("auto", "float32", "float16", "bfloat16"),
             "DTYPE",
+        ),
+    ] = "auto"
+    load_format: Annotated[
+        LoadFormat,
+        Option(
+            PROCESSES,
+            "auto reads the model's weights. dummy makes random ones in the shapes that its config.json says, to "
+            "measure a model whose weights are not at hand; every score is then meaningless.",
+            one_of("auto", "dummy"),
+            "FORMAT",
         ),
     ] = "auto"
     deterministic: Annotated[
@@ -479,7 +489,14 @@ def build_config(given: Mapping[str, object]) -> ServeConfig:
 
 def model_settings(config: ServeConfig) -> ModelSettings:
     """What the services must know of the model."""
-    return ModelSettings(config.model, config.query_length, config.document_length, config.dtype, config.deterministic)
+    return ModelSettings(
+        config.model,
+        config.query_length,
+        config.document_length,
+        config.dtype,
+        config.deterministic,
+        config.load_format,
+    )
 
 
 def settings_page() -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 Device = Literal["cpu", "cuda"]
+LoadFormat = Literal["auto", "dummy"]
 EncoderDType = Literal["auto", "float32", "float16", "bfloat16"]
 StoreDType = Literal["auto", "float32", "float16"]
 
@@ -22,6 +23,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     document_length: int | None = None
     dtype: EncoderDType = "auto"
     deterministic: bool = False  # each text is encoded by itself
+    load_format: LoadFormat = "auto"  # dummy: random weights in the shapes that config.json says
 
 
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -85,9 +85,9 @@ def test_nothing_is_compiled_for_other_sizes() -> None:
     from engine.attention_kernel import attend_block, list_blocks
     from engine.bert_config import BertConfig, BertEncoderConfig
     from engine.fused_bert import FusedBert
-    from engine.row_kernels import add_norm, gelu, rotate_keys
+    from engine.row_kernels import add_norm, gelu, rotate
 
-    kernels = [attend_block, list_blocks, add_norm, gelu, rotate_keys]
+    kernels = [attend_block, list_blocks, add_norm, gelu, rotate]
     bert = BertConfig(50, 256, 1, 4, 512, 1400, pad_token_id=1)
     weights = {name: tensor.cuda().half() for name, tensor in random_weights(bert, False).items()}
     network = FusedBert(BertEncoderConfig("XLM-R, rotary", bert, "rotary"), weights)

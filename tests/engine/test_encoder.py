@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from engine.encode_queue import QueuedText
 from engine.encoder import Encoder
-from engine.model_spec import load_model
+from engine.model_spec import ModelError, load_model
 from engine.packing import PackedTexts, pack
 from ipc.messages import Role
 from ipc.settings import ModelSettings
-from tests.engine.checkpoints import POSITIONS, VOCAB_SIZE, write_pylate, write_stanford
+from tests.engine.checkpoints import POSITIONS, VOCAB_SIZE, write_pylate, write_stanford, write_xlmr
 
 TOLERANCE = 1e-5  # float32; the same sums in another order
 
@@ -182,3 +182,19 @@ def test_packed_batch_counts_positions_in_every_text() -> None:
 def test_other_device_or_dtype_is_named(directory: Path, device: str, dtype: str, field: str) -> None:
     with pytest.raises(ValueError, match=f"{field}: "):
         Encoder.load(load_model(ModelSettings(model=str(directory))), device, dtype, 1)
+
+
+def test_a_dummy_has_random_weights_in_the_shapes_of_its_config(tmp_path: Path) -> None:
+    for number, directory in enumerate(
+        [write_stanford(tmp_path / "a", dim=8), write_pylate(tmp_path / "b", dims=(12, 8)), write_xlmr(tmp_path / "c")]
+    ):
+        for weights in directory.rglob("model.safetensors"):
+            weights.unlink()
+        with pytest.raises(ModelError, match=r"model\.safetensors"):
+            load_model(ModelSettings(str(directory)))
+        model = load_model(ModelSettings(str(directory), load_format="dummy"))
+        texts = PackedTexts(["query"] * 2, array("i", range(5, 14)), [4, 5], [0, 0])
+        first, second = (Encoder.load(model, "cpu", "float32", 1).encode(texts) for _ in range(2))
+        assert torch.equal(first.embeddings, second.embeddings), number
+        assert first.embeddings.shape == (sum(first.rows), 8)
+        assert len(first.embeddings.unique(dim=0)) > 1

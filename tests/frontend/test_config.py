@@ -66,6 +66,7 @@ EXAMPLES = {  # for every option: text that differs from the default, more that 
     "device": ("cpu", [], "cpu"),
     "gpu_memory_utilization": ("0.5", [], 0.5),
     "dtype": ("float32", [], "float32"),
+    "load_format": ("dummy", [], "dummy"),
     "deterministic": ("1", [], True),
     "cache_directory": ("/tmp/cache", [], "/tmp/cache"),
     "embedding_dtype": ("float16", [], "float16"),
