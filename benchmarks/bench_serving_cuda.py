@@ -22,6 +22,7 @@ CACHED = ["--dataset-name", "synthetic", "--documents", "1000", "--document-len"
 CACHED += ["--repeated", "1", "--pool", "1000"]
 NEW = ["--dataset-name", "synthetic", "--documents", "100", "--document-len", "256", "--query-len", "32"]
 MOST_API_SERVERS = 8
+WARM_UPS = 8
 COUNTS = (1, 2, 4, 8, 16)
 
 
@@ -66,7 +67,7 @@ def bench(server: Server, requests: list[str], count: int, at_a_time: int) -> di
         saved = Path(directory) / "result.json"
         command = [sys.executable, "-P", "-m", "frontend.cli", "bench"]
         command += ["--base-url", f"http://127.0.0.1:{server.port}", *requests]
-        command += ["--num-prompts", str(count), "--max-concurrency", str(at_a_time), "--num-warmups", "8"]
+        command += ["--num-prompts", str(count), "--max-concurrency", str(at_a_time), "--num-warmups", str(WARM_UPS)]
         command += ["--client-processes", str(min(at_a_time, 4)), "--save-result", str(saved)]
         print(" ".join(command), file=sys.stderr)
         subprocess.run(command, check=True, stdout=sys.stderr)

@@ -53,6 +53,7 @@ class Task(msgspec.Struct, frozen=True):
     timeout: float = 600.0
     headers: dict[str, str] = {}
     extra: dict[str, object] = {}  # more fields of each body
+    salt: str = ""  # where each body has a cache_salt of its own: what it begins with
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
@@ -188,7 +189,7 @@ class Client:
         tokens, error = 0, ""
         try:
             async with asyncio.timeout(self._task.timeout):
-                status, body = await self._exchange(self._encode(request))
+                status, body = await self._exchange(self._encode(number))
             if status == 200:
                 usage = self._decoder.decode(body).usage
                 tokens = (usage.prompt_tokens or usage.total_tokens) if usage is not None else 0
@@ -211,14 +212,15 @@ class Client:
             self._idle.append(connection)
         return answer
 
-    def _encode(self, request: Request) -> bytes:
-        texts = self._workload.texts
+    def _encode(self, number: int) -> bytes:
+        texts, request = self._workload.texts, self._workload.requests[number]
         key = tuple(request.documents)
         documents = self._raw.get(key)
         if documents is None:  # a thousand documents cost a millisecond to encode; asked again they are as they were
             documents = msgspec.Raw(self._encoder.encode([texts[place] for place in key]))
             self._raw = {key: documents}
-        body = self._encoder.encode({"query": texts[request.query], "documents": documents, **self._task.extra})
+        salt = {"cache_salt": f"{self._task.salt}-{number}"} if self._task.salt else {}
+        body = self._encoder.encode({"query": texts[request.query], "documents": documents, **self._task.extra, **salt})
         return f"{self._head}{len(body)}\r\n\r\n".encode() + body
 
 

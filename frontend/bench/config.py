@@ -111,6 +111,15 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     return_documents: Annotated[
         bool, Option(REQUESTS, "Have the documents sent back, as servers do by default.", switch)
     ] = False
+    unique_cache_salt: Annotated[
+        bool,
+        Option(
+            REQUESTS,
+            "Give every request a cache_salt of its own: the server may then use nothing that it has made for another, "
+            "not even a query that all of them share.",
+            switch,
+        ),
+    ] = False
 
     max_concurrency: Annotated[int, Option(LOAD, "Requests on their way at a time.", whole_number(1, 100_000), "N")] = (
         64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import importlib.util
 import math
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -168,6 +169,7 @@ def ask(config: BenchConfig, workload: Workload, path: Path, name: str) -> list[
         BenchFailed: one of them died.
     """
     path.write_bytes(msgspec.msgpack.encode(workload))
+    salt = secrets.token_hex(8) if config.unique_cache_salt else ""  # another one for another run of the same seed
     count = config.client_processes
     processes = []
     for number in range(count):
@@ -182,6 +184,7 @@ def ask(config: BenchConfig, workload: Workload, path: Path, name: str) -> list[
             seed=config.seed,
             headers=_headers(config),
             extra=_extra(config),
+            salt=salt,
         )
         processes.append(_start(task))
     watch = _Watch(processes, len(workload.requests), name)

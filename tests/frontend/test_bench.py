@@ -192,6 +192,13 @@ def test_every_request_is_asked_once(server: tuple[str, type[_Answers]], rate: f
     assert all(outcome.latency > 0 for outcome in client.outcomes)
 
 
+def test_every_request_may_have_a_salt_of_its_own(server: tuple[str, type[_Answers]]) -> None:
+    url, handler = server
+    for first in range(2):
+        asyncio.run(Client(Task("", url + "/rerank", first, step=2, connections=2, salt="s"), workload(9)).run())
+    assert {body["cache_salt"] for body in handler.bodies} == {f"s-{number}" for number in range(9)}
+
+
 def test_what_fails_is_counted_with_its_reason(server: tuple[str, type[_Answers]]) -> None:
     url, handler = server
     handler.status = 429
