@@ -34,6 +34,7 @@ NEW_DOCUMENTS = ["--dataset-name", "synthetic", "--documents", "100", "--documen
 SPECIAL = 3  # tokens of every text besides its words: <s>, a marker, </s>
 NEW_TEXTS = (32 + SPECIAL, *[256 + SPECIAL] * 100)
 API_SERVERS = 4
+COUNTERS = ("encoded_tokens", "encode_seconds")
 
 
 class EncoderAlone:
@@ -87,29 +88,33 @@ def measure(
 ) -> dict[str, Any]:
     """One load on a server, with the encoder alone before and after it."""
     before = alone.tokens_per_second(lengths)
-    encoded = encoded_tokens(server)
+    encoded, busy = (worker_counter(server, name) for name in COUNTERS)
     result = bench(server, load, count, at_a_time)
     # warm-ups are requests like the others, but not in the duration
-    encoded = (encoded_tokens(server) - encoded) * count / (count + WARM_UPS)
+    encoded, busy = (
+        (worker_counter(server, name) - earlier) * count / (count + WARM_UPS)
+        for name, earlier in zip(COUNTERS, (encoded, busy), strict=True)
+    )
     rate = (before + alone.tokens_per_second(lengths)) / 2
     return {
         **result,
         "encoded_tokens": encoded,
+        "encoder_busy_share": busy / result["duration_s"],
         "encoder_alone_tokens_per_second": rate,
         "share_of_encoder_alone": encoded / result["duration_s"] / rate,
     }
 
 
 def brief(run: dict[str, Any]) -> dict[str, Any]:
-    kept = ("request_throughput", "document_throughput", "latency", "share_of_encoder_alone")
+    kept = ("request_throughput", "document_throughput", "latency", "share_of_encoder_alone", "encoder_busy_share")
     return {name: run[name] for name in kept}
 
 
-def encoded_tokens(server: Server) -> float:
-    """That the worker has encoded since it started."""
+def worker_counter(server: Server, name: str) -> float:
+    """Since the worker started."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as response:
         text = response.read().decode()
-    found = re.search(r"^maxsimd_worker_encoded_tokens (\S+)", text, re.MULTILINE)
+    found = re.search(rf"^maxsimd_worker_{name} (\S+)", text, re.MULTILINE)
     assert found is not None
     return float(found[1])
 

@@ -3,8 +3,9 @@
     Q1  A key is encoded at most once at a time: who asks for one that waits or runs, joins.
     Q2  A text that waits is dropped only when the last of its waiters is gone; one that runs is finished.
     Q3  A batch holds at most `max_batch_tokens` ids, unless it is a single text.
-    Q4  Clients take turns, and within a client its requests do; a turn is one text. So a small request waits for the
-        running batch, and then has a place in the next one. A text has a place in the row of everyone who waits for it.
+    Q4  Clients take turns, and within a client its requests do, as `request_turns` says; a turn is one text. So a small
+        request waits for the running batch, and then has a place in the next one. A text has a place in the row of
+        everyone who waits for it.
     Q5  Where a suspect (a request that was running in a service that died) waits for a text of a batch, all texts of
         that batch have the same waiters: a second death is blamed on nobody who did not want just these texts.
 
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+from engine.request_turns import RequestTurns
 from ipc.messages import Role
 from ipc.running import RequestName
 
@@ -48,7 +50,7 @@ class EncodeQueue:
         self._running: dict[bytes, QueuedText] = {}
         self._keys: dict[RequestName, dict[bytes, None]] = {}  # what each waits for, waiting or running
         self._suspects: set[RequestName] = set()
-        self._turns: dict[bytes, deque[RequestName]] = {}  # client -> its requests with a row, both next one first
+        self._turns: dict[bytes, RequestTurns] = {}  # of each client, next one first: its requests with a row
         self._rows: dict[RequestName, deque[QueuedText]] = {}
 
     def __len__(self) -> int:
@@ -189,8 +191,13 @@ class EncodeQueue:
     def _line_up(self, text: QueuedText, waiter: RequestName, client: bytes) -> None:
         if waiter not in self._rows:
             self._rows[waiter] = deque()
-            self._turns.setdefault(client, deque()).append(waiter)
+            if client not in self._turns:
+                self._turns[client] = RequestTurns(self._texts_left)
+            self._turns[client].add(waiter)
         self._rows[waiter].append(text)
+
+    def _texts_left(self, waiter: RequestName) -> int:
+        return len(self._rows[waiter])
 
     def _is_waiting(self, text: QueuedText) -> bool:
         return self._waiting.get(text.key) is text  # the key may have been added anew meanwhile
@@ -236,19 +243,21 @@ class EncodeQueue:
         """The text whose turn it is. Rows in which nothing waits are cleared away."""
         while self._turns:
             client, requests = next(iter(self._turns.items()))
-            row = self._rows[requests[0]]
+            request = requests.current()
+            row = self._rows[request]
             while row and not self._is_waiting(row[0]):
                 row.popleft()
             if row:
                 return row[0]
-            del self._rows[requests.popleft()]
+            requests.remove(request)
+            del self._rows[request]
             if not requests:
                 del self._turns[client]
         return None
 
     def _end_turn(self) -> None:
-        """The client whose turn it was, and its request, go to the back."""
+        """The client whose turn it was goes to the back."""
         client = next(iter(self._turns))
         requests = self._turns.pop(client)
-        requests.rotate(-1)
+        requests.end_turn()
         self._turns[client] = requests

@@ -121,9 +121,26 @@ def test_clients_take_turns() -> None:  # Q4
     assert all_batches(queue) == [[0, 9], [1, 2], [3]]
 
 
-def test_requests_of_a_client_take_turns() -> None:  # Q4
+def test_the_request_with_the_fewest_texts_left_comes_first() -> None:  # Q4
     queue = queue_of(*((number, 10, 1, b"a") for number in range(4)), (9, 10, 2, b"a"))
-    assert all_batches(queue) == [[0, 9], [1, 2], [3]]
+    assert all_batches(queue) == [[9, 0], [1, 2], [3]]
+
+
+def test_equal_requests_are_finished_one_after_the_other() -> None:  # Q4
+    queue = queue_of(*((10 * request + number, 10, request, b"a") for number in range(3) for request in range(3)))
+    assert all_batches(queue) == [[0, 1], [2, 10], [11, 12], [20, 21], [22]]
+
+
+def test_the_oldest_request_has_every_fourth_turn() -> None:  # Q4
+    queue = queue_of(*((number, 10, 0, b"a") for number in range(9)))
+    done = []
+    for number in range(12):  # small ones keep coming
+        queue.add(key_of(100 + 2 * number), "document", ids_of(10), 0, named(100 + number), b"a")
+        queue.add(key_of(101 + 2 * number), "document", ids_of(10), 0, named(100 + number), b"a")
+        batch = queue.next_batch()
+        queue.finish(batch)
+        done += keys_of(batch)
+    assert [key < 100 for key in done] == [turn % 4 == 3 for turn in range(24)]
 
 
 def test_many_requests_do_not_give_a_client_more_turns() -> None:  # Q4
