@@ -11,7 +11,6 @@ import queue
 import select
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ class EncoderThread:
     """Runs an `Encoder` beside the control thread.
 
     On CUDA two batches may be on their way: the next one is launched while the device still has the one before, so that
-    it never waits for a batch to be planned.
+    it never waits for a batch to be planned. A second thread waits for what was launched: who waits cannot launch.
 
     An exception while encoding is not caught here: `take` raises it in the control thread, which ends the process (what
     users send has been checked before, so it is our own fault, and a fresh process is the only state we can trust).
@@ -68,14 +67,19 @@ class EncoderThread:
         self._encoder = encoder
         self._depth = 2 if encoder.device.type == "cuda" else 1
         self._batches: queue.SimpleQueue[Sequence[QueuedText] | Callable[[], None] | None] = queue.SimpleQueue()
+        self._launched: queue.SimpleQueue[_Launched | None] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[EncodedBatch | BaseException] = queue.SimpleQueue()
         # readable while a finished batch has not been taken
         self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
         self._submitted = 0  # batches that have not been taken
         self._busy_since = 0.0
         self._last_delivery = 0.0
-        self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, args=[work], name=name, daemon=True)
+            for name, work in (("encoder", self._launch_all), ("encoded", self._deliver_all))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def is_idle(self) -> bool:
@@ -138,38 +142,35 @@ class EncoderThread:
         return finished
 
     def close(self) -> None:
-        """Let what was submitted end, then the thread."""
+        """Let what was submitted end, then the threads."""
         self._batches.put(None)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         os.close(self.descriptor)
 
-    def _run(self) -> None:
-        if self._encoder.device.type == "cuda":
-            # its own stream: what the control thread scores meanwhile does not wait behind it
-            torch.cuda.set_stream(torch.cuda.Stream(self._encoder.device))  # type: ignore[no-untyped-call]
+    def _run(self, work: Callable[[], None]) -> None:
         try:
-            self._launch_and_deliver()
+            work()
         except BaseException as error:  # noqa: BLE001 - handed over: the control thread raises it
             self._finished.put(error)
             os.eventfd_write(self.descriptor, 1)
 
-    def _launch_and_deliver(self) -> None:
-        launched: deque[_Launched] = deque()
-        is_open = True
-        while is_open or launched:
-            if is_open and len(launched) < self._depth:
-                try:
-                    texts = self._batches.get(block=not launched)
-                    is_open = texts is not None
-                    if callable(texts):
-                        texts()
-                    elif texts is not None:
-                        launched.append(self._launch(texts))
-                    continue
-                except queue.Empty:
-                    pass  # nothing more to launch: wait for what runs
-            if launched:
-                self._deliver(launched.popleft())
+    def _launch_all(self) -> None:
+        if self._encoder.device.type == "cuda":
+            # its own stream: what the control thread scores meanwhile does not wait behind it
+            torch.cuda.set_stream(torch.cuda.Stream(self._encoder.device))  # type: ignore[no-untyped-call]
+        try:
+            while (texts := self._batches.get()) is not None:
+                if callable(texts):
+                    texts()
+                else:
+                    self._launched.put(self._launch(texts))
+        finally:
+            self._launched.put(None)
+
+    def _deliver_all(self) -> None:
+        while (batch := self._launched.get()) is not None:
+            self._deliver(batch)
 
     def _launch(self, texts: Sequence[QueuedText]) -> _Launched:
         started = time.monotonic()

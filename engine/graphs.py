@@ -1,20 +1,23 @@
 """Small batches as CUDA graphs: a query alone is some hundred launches, which take longer than what they launch.
 
-A graph has fixed shapes, so a batch is filled up to the next of a few sizes with a text of its own that nobody reads.
-All are captured at start; a batch that is larger than the largest of them is launched in the usual way.
+A graph has fixed shapes, so a batch is filled up to the next of its sizes with a text of its own that nobody reads.
+All are captured at start; a batch that is larger than the largest of them is launched in the usual way: there the host
+is faster than the device. Graphs share the memory of what they compute in between, as one is replayed after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from engine.packing import DeviceLengths, PackedBatch
 
-SIZES = (64, 128, 256, 512)  # tokens
-MAX_TEXTS = 8
+SIZES: tuple[int, ...] = (64, 128, *range(256, 4097, 256))  # tokens
+TOKENS_PER_TEXT = 32  # a batch of more and shorter texts is launched in the usual way, unless it is one of a few texts
+FEW_TEXTS = 8
 
 Forward = Callable[[PackedBatch], torch.Tensor]
 
@@ -25,7 +28,7 @@ class _Graph:
 
     graph: torch.cuda.CUDAGraph
     rows: torch.Tensor  # [3, size] int64: token ids, positions, which rows are keys
-    ends: torch.Tensor  # [2, MAX_TEXTS + 2] int32: where each text's rows and keys end
+    ends: torch.Tensor  # [2, most texts + 2] int32: where each text's rows and keys end
     output: torch.Tensor  # [size, dim]
 
 
@@ -38,12 +41,15 @@ class SmallBatches:
     """
 
     def __init__(self, forward: Forward, device: torch.device) -> None:
-        self._graphs = {size: _capture(forward, size, device) for size in SIZES}
+        pool = torch.cuda.graph_pool_handle()
+        # the largest first: the smaller ones find room in what it has taken
+        self._graphs = {size: _capture(forward, size, device, pool) for size in reversed(SIZES)}
 
     @staticmethod
     def takes(lengths: Sequence[int]) -> bool:
         """Whether a batch of such texts is small."""
-        return len(lengths) <= MAX_TEXTS and sum(lengths) <= SIZES[-1]
+        total = sum(lengths)
+        return total <= SIZES[-1] and len(lengths) <= _most_texts(_size_for(total))
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         """
@@ -54,7 +60,7 @@ class SmallBatches:
             [total_tokens, dim], on the device.
         """
         total = batch.cu_seqlens[-1]
-        size = next(size for size in SIZES if total <= size)
+        size = _size_for(total)
         graph = self._graphs[size]
         # pinned memory comes from a cache that waits for copies out of it: the next batch does not overwrite this one
         rows = torch.zeros(3, size, dtype=torch.int64, pin_memory=True)
@@ -62,14 +68,22 @@ class SmallBatches:
         keys = _keys_of(batch)
         rows[2, : len(keys)] = keys
         graph.rows.copy_(rows, non_blocking=True)
-        graph.ends.copy_(_ends_of(batch, size), non_blocking=True)
+        graph.ends.copy_(_ends_of(batch, size, graph.ends.shape[1]), non_blocking=True)
         graph.graph.replay()
         return graph.output[:total].clone()  # the next replay writes there again
 
 
-def _capture(forward: Forward, size: int, device: torch.device) -> _Graph:
+def _size_for(tokens: int) -> int:
+    return next(size for size in SIZES if tokens <= size)
+
+
+def _most_texts(size: int) -> int:
+    return max(FEW_TEXTS, size // TOKENS_PER_TEXT)
+
+
+def _capture(forward: Forward, size: int, device: torch.device, pool: Any) -> _Graph:
     rows = torch.zeros(3, size, dtype=torch.int64, device=device)
-    ends = torch.full((2, MAX_TEXTS + 2), size, dtype=torch.int32, device=device)
+    ends = torch.full((2, _most_texts(size) + 2), size, dtype=torch.int32, device=device)
     ends[:, 0] = 0
     lengths = DeviceLengths(ends[0], ends[1], rows[2], size, size)
     batch = PackedBatch(rows[0], rows[1], [size], [0, size], [size], lengths)
@@ -77,7 +91,7 @@ def _capture(forward: Forward, size: int, device: torch.device) -> _Graph:
         forward(batch)
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         output = forward(batch)
     return _Graph(graph, rows, ends, output)
 
@@ -88,10 +102,10 @@ def _keys_of(batch: PackedBatch) -> torch.Tensor:
     return (batch.position_ids < attended).nonzero()[:, 0]
 
 
-def _ends_of(batch: PackedBatch, size: int) -> torch.Tensor:
-    """[2, MAX_TEXTS + 2] int32, pinned. After the texts comes one that fills the batch up, has no keys and is not read;
+def _ends_of(batch: PackedBatch, size: int, width: int) -> torch.Tensor:
+    """[2, width] int32, pinned. After the texts comes one that fills the batch up, has no keys and is not read;
     after it come texts without rows."""
-    ends = torch.empty(2, MAX_TEXTS + 2, dtype=torch.int32, pin_memory=True)
+    ends = torch.empty(2, width, dtype=torch.int32, pin_memory=True)
     count = len(batch.lengths)
     ends[0, : count + 1] = torch.tensor(batch.cu_seqlens)
     ends[0, count + 1 :] = size

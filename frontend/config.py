@@ -245,7 +245,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Option(
             PROCESSES,
             "Where the results of self-checks are kept, so that a model that was checked on this machine starts "
-            "without. May be removed at any time.",
+            "without, and compiled CUDA kernels. May be removed at any time.",
             text,
             "PATH",
             default_text="$XDG_CACHE_HOME/maxsimd, else ~/.cache/maxsimd",

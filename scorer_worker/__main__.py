@@ -85,6 +85,8 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     torch.set_grad_enabled(False)
     sys.setswitchinterval(0.0002)
     device = open_device(settings.device)
+    if device.type == "cuda" and settings.cache_directory is not None:  # set before triton is imported; a user's wins
+        os.environ.setdefault("TRITON_CACHE_DIR", str(Path(settings.cache_directory) / "kernels"))
     taken = used_memory(device) if device.type == "cuda" else 0
     encoder, thread, self_check, tokens = None, None, None, OUTSTANDING_TOKENS
     if settings.hosts_encoder and model is not None:
