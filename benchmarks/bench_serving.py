@@ -183,18 +183,25 @@ async def small_score() -> dict[str, Any]:
 
 
 async def ask(client: ServiceClient, supplies: bool) -> Scores:
+    """One small Score.
+
+    Args:
+        supplies: with its embeddings, of the service's dim; else by names alone, of what was supplied before.
+    """
+    assert client.service is not None
+    dim = client.service.ready.dim
     writer = FrameWriter()
     keys = writer.add_keys([bytes([number]) * KEY_BYTES for number in range(11)])
     supplied: list[SuppliedEmbeddings | SuppliedTokens] = []
     if supplies:
         rows = [32, *([16] * 10)]
-        values = array("f", (random.random() for _ in range(sum(rows) * 128)))
+        values = array("f", (random.random() for _ in range(sum(rows) * dim)))
         supplied.append(
             SuppliedEmbeddings(
                 writer.add_ints(range(11)),
                 writer.add_ints(rows),
                 writer.add_ints(rows),
-                writer.add(values, "float32", [sum(rows), 128]),
+                writer.add(values, "float32", [sum(rows), dim]),
             )
         )
     message = Score(0, 0, b"somebody", 0, 1, 10, keys, None, supplied)

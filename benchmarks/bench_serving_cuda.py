@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from benchmarks.running import Server
 CACHED = ["--dataset-name", "synthetic", "--documents", "1000", "--document-len", "256", "--query-len", "32"]
 CACHED += ["--repeated", "1", "--pool", "1000"]
 NEW = ["--dataset-name", "synthetic", "--documents", "100", "--document-len", "256", "--query-len", "32"]
+CACHED_100 = ["--dataset-name", "synthetic", "--documents", "100", "--repeated", "1"]
+NEW_10 = ["--dataset-name", "synthetic", "--documents", "10"]
+SECONDS_OF_A_RATE = 4
+MOST_CONNECTIONS = 512
 MOST_API_SERVERS = 8
 WARM_UPS = 8
 COUNTS = (1, 2, 4, 8, 16)
@@ -40,10 +45,19 @@ def main() -> None:
             f"{at_a_time}_at_a_time": bench(server, [*CACHED, *ask], requests, at_a_time)
             for at_a_time, requests in ((1, 200), (8, 2000), (32, 2000))
         }
-    with Server(*serve, "--api-server-count", "4", "--no-embedding-cache") as server:
+        results["100_cached_documents_by_rate"] = by_rate(server, [*CACHED_100, *ask], (100, 200, 400, 800, 1200))
+    with Server(*serve, "--api-server-count", str(MOST_API_SERVERS), "--no-embedding-cache") as server:
         results["new_100_documents"] = bench(server, [*NEW, *ask], 200, 16)
+        results["10_new_documents_by_rate"] = by_rate(server, [*NEW_10, *ask], (50, 100, 200, 300, 400))
     results["by_api_servers"] = [by_count(count, serve, ask) for count in COUNTS]
     write(options.out, results)
+
+
+def by_rate(server: Server, requests: list[str], rates: Sequence[int]) -> list[dict[str, Any]]:
+    """Latency where so many requests per second come at random times, whether or not earlier ones were answered."""
+    return [
+        {"rate": rate, **bench(server, requests, SECONDS_OF_A_RATE * rate, MOST_CONNECTIONS, rate)} for rate in rates
+    ]
 
 
 def by_count(count: int, serve: list[str], ask: list[str]) -> dict[str, Any]:
@@ -61,13 +75,18 @@ def by_count(count: int, serve: list[str], ask: list[str]) -> dict[str, Any]:
         }
 
 
-def bench(server: Server, requests: list[str], count: int, at_a_time: int) -> dict[str, Any]:
-    """One run of `maxsimd bench`, after a warm-up that fills the store."""
+def bench(server: Server, requests: list[str], count: int, at_a_time: int, rate: float | None = None) -> dict[str, Any]:
+    """One run of `maxsimd bench`, after a warm-up that fills the store.
+
+    Args:
+        rate: requests per second, at random times; None: as many as are answered.
+    """
     with tempfile.TemporaryDirectory() as directory:
         saved = Path(directory) / "result.json"
         command = [sys.executable, "-P", "-m", "frontend.cli", "bench"]
         command += ["--base-url", f"http://127.0.0.1:{server.port}", *requests]
         command += ["--num-prompts", str(count), "--max-concurrency", str(at_a_time), "--num-warmups", str(WARM_UPS)]
+        command += ["--request-rate", str(rate)] if rate is not None else []
         command += ["--client-processes", str(min(at_a_time, 4)), "--save-result", str(saved)]
         print(" ".join(command), file=sys.stderr)
         subprocess.run(command, check=True, stdout=sys.stderr)

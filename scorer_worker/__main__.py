@@ -78,6 +78,7 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     from scorer_worker.batcher import Batcher
     from scorer_worker.device import TRAITS, open_device
     from scorer_worker.memory_plan import used_memory
+    from scorer_worker.rehearsal import rehearse
     from scorer_worker.scorer import Scorer
     from scorer_worker.worker import Worker
 
@@ -99,7 +100,8 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     longest_batch = _warm_up(arena, scorer, traits.batch_work)
     hosted = None
     if encoder is not None and thread is not None and model is not None:
-        _warm_up_writing(arena, settings.max_batch_tokens)
+        if device.type == "cuda":
+            rehearse(thread, arena, settings.max_batch_tokens, model.max_positions)
         hosted = _host(settings, model, arena, encoder, thread)
     fingerprint = model.fingerprint if model is not None else _fingerprint_of_dim(arena.rows.shape[1])
     endpoint = Endpoint(
@@ -177,23 +179,6 @@ def _warm_up(arena: Arena, scorer: Scorer, batch_work: int) -> float:
     elapsed = time.monotonic() - started
     arena.directory.unpin(entries)
     return elapsed * batch_work / (3 * rows * rows * arena.rows.shape[1])
-
-
-def _warm_up_writing(arena: Arena, max_batch_tokens: int) -> None:
-    """A full batch of the encoder into the store: what that takes on a CUDA device is taken before anybody asks."""
-    import torch
-
-    from scorer_worker.store import NewEntry
-
-    rows = 256
-    count = max(1, min(max_batch_tokens, arena.directory.max_job_rows // 2) // rows)
-    texts = [NewEntry(number.to_bytes(16, "little"), rows, 0, keep=False) for number in range(count)]
-    entries = arena.directory.admit([], texts)
-    if entries is None:
-        return
-    dim = arena.rows.shape[1]
-    arena.write_batch(entries, torch.zeros(rows * count, dim, device=arena.rows.device))
-    arena.directory.unpin(entries)
 
 
 def _load_encoder(

@@ -48,6 +48,16 @@ def used_memory(device: torch.device) -> int:
     return total - free
 
 
+def memory_statistics(device: torch.device) -> dict[str, float]:
+    """Bytes that this process's allocator has of a CUDA device, and how many of them are in use; nothing of a CPU."""
+    if device.type == "cpu":
+        return {}
+    return {
+        "device_bytes_reserved": float(torch.cuda.memory_reserved(device)),
+        "device_bytes_allocated": float(torch.cuda.memory_allocated(device)),
+    }
+
+
 def plan_memory(device: torch.device, at_start: int, utilization: float, wanted: int | None) -> MemoryPlan:
     """Measure what is taken, after the encoder has run its largest batches, and give the store the rest.
 

@@ -24,6 +24,7 @@ from scorer_worker.arena import Arena, as_tensor, is_finite
 from scorer_worker.batcher import Batcher, PairSlice, ScoringJob
 from scorer_worker.hosted_encoder import HostedEncoder
 from scorer_worker.jobs import Job, JobState, SuppliedIds, SuppliedRows, read_job
+from scorer_worker.memory_plan import memory_statistics
 from scorer_worker.scorer import PairGroup, Scorer
 from scorer_worker.store import Entry, NewEntry, TooLarge
 
@@ -95,7 +96,7 @@ class Worker:
         }
         if self._encoder is not None:
             values |= self._encoder.statistics()
-        return values
+        return values | memory_statistics(self._arena.rows.device)
 
     # --- events ---------------------------------------------------------------------------------------------------
 

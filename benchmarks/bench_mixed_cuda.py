@@ -1,0 +1,145 @@
+"""Mixed traffic on one CUDA device for some minutes: whether memory stays flat, and what a small cached Score waits.
+
+    python -m benchmarks.bench_mixed_cuda --minutes 10
+
+A model of jina-colbert-v2's shape with random weights, four API servers. Two clients, each with one load after the
+other, of many kinds, keep the encoder busy over HTTP. Meanwhile a client on the worker's socket asks 100 times a
+second for a Score of a query and ten documents that the store has, as an API server would. Memory is the device's, of
+all processes, as nvidia-smi has it, and what torch's allocator has reserved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from benchmarks.bench_serving import ask
+from benchmarks.bench_serving_cuda import bench, gpu_name, used_memory
+from benchmarks.jina_shape import make_checkpoint
+from benchmarks.measuring import parser, percentile, write
+from benchmarks.running import Server
+from ipc.client import ServiceClient
+from ipc.errors import ServiceFailed
+
+LOADS: dict[str, tuple[list[str], int, int]] = {  # options of `maxsimd bench`, requests, at a time
+    "100 new documents of 256 tokens": (["--documents", "100", "--document-len", "256"], 400, 16),
+    "half of 200 documents cached": (["--documents", "200", "--document-len", "180", "--repeated", "0.5"], 300, 16),
+    "one new document of 2000 tokens": (["--documents", "1", "--document-len", "2000"], 4000, 64),
+    "10 new documents of 30 tokens": (["--documents", "10", "--document-len", "30"], 8000, 64),
+    "1000 cached documents": (["--documents", "1000", "--repeated", "1"], 1000, 8),
+    "long and short": (["--documents", "3", "--document-len", "900", "--query-len", "300"], 2500, 64),
+}
+PROBE_INTERVAL, SAMPLE_INTERVAL = 0.01, 2.0  # seconds
+
+
+class Background:
+    """The loads in turn, in a thread, until it is told to stop.
+
+    Args:
+        first: the place of the load to begin with.
+    """
+
+    def __init__(self, server: Server, tokenizer: str, first: int) -> None:
+        self.done: list[dict[str, Any]] = []
+        self._server = server
+        self._tokenizer = tokenizer
+        self._first = first
+        self._is_stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._is_stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        names = list(LOADS)
+        for number in itertools.count(self._first):
+            if self._is_stopping.is_set():
+                return
+            name = names[number % len(names)]
+            options, requests, at_a_time = LOADS[name]
+            load = ["--dataset-name", "synthetic", "--tokenizer", self._tokenizer, *options, "--seed", str(number)]
+            result = bench(self._server, load, requests, at_a_time)
+            kept = ("completed", "failed", "request_throughput", "document_throughput", "token_throughput")
+            self.done.append(
+                {"load": name, **{key: result[key] for key in kept}, "p99_ms": result["latency"]["p99_ms"]}
+            )
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "", "mixed-cuda")
+    arguments.add_argument("--minutes", type=float, default=10)
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["TMPDIR"] = directory  # the worker's socket will be in it
+        model = Path(directory) / "model"
+        make_checkpoint(model)
+        serve = [str(model), "--load-format", "dummy", "--device", "cuda", "--api-server-count", "4"]
+        with Server(*serve, "--embedding-cache-size", "8GiB") as server:
+            clients = [Background(server, str(model), first) for first in (0, len(LOADS) // 2)]
+            try:
+                address = f"ipc://{next(Path(directory).glob('maxsimd-*/worker.sock'))}"
+                measured = uvloop.run(watch(address, options.minutes * 60))
+            finally:
+                for client in clients:
+                    client.stop()
+    done = [load for client in clients for load in client.done]
+    loads = {"loads": done, "failed": sum(load["failed"] for load in done)}
+    write(options.out, {"gpu": gpu_name(), "minutes": options.minutes, **measured, **loads})
+
+
+async def watch(address: str, seconds: float) -> dict[str, Any]:
+    """Probes and samples for so long."""
+    client = ServiceClient("worker", address)
+    await client.start()
+    await client.wait_ready(30)
+    await ask(client, supplies=True)
+    latencies: list[float] = []
+    samples: list[dict[str, float]] = []
+    end = time.monotonic() + seconds
+    sampling = asyncio.create_task(sample(client, samples, end))
+    while time.monotonic() < end:
+        started = time.perf_counter()
+        try:
+            await ask(client, supplies=False)
+            latencies.append(time.perf_counter() - started)
+        except (AssertionError, ServiceFailed):  # evicted: it is Missing
+            await ask(client, supplies=True)
+        await asyncio.sleep(PROBE_INTERVAL)
+    await sampling
+    await client.close()
+    busy = samples[-1].pop("encode_seconds") - samples[0].pop("encode_seconds")
+    memory = {name: brief_of([each[name] for each in samples]) for name in ("used_mib", "reserved_mib")}
+    return {"encoder_busy_share": busy / seconds, "cached_score_ms": brief(latencies), "memory": memory}
+
+
+async def sample(client: ServiceClient, samples: list[dict[str, float]], end: float) -> None:
+    loop = asyncio.get_running_loop()
+    while time.monotonic() < end:
+        statistics = await client.statistics(5.0)
+        used = await loop.run_in_executor(None, used_memory)
+        reserved = statistics["device_bytes_reserved"] / 2**20
+        samples.append({"used_mib": used, "reserved_mib": reserved, "encode_seconds": statistics["encode_seconds"]})
+        await asyncio.sleep(SAMPLE_INTERVAL)
+
+
+def brief(seconds: list[float]) -> dict[str, float]:
+    shares = {f"p{share * 100:g}": percentile(seconds, share) * 1e3 for share in (0.5, 0.9, 0.99, 0.999)}
+    return {"count": len(seconds), **shares, "max": max(seconds) * 1e3}
+
+
+def brief_of(values: list[float]) -> dict[str, float]:
+    return {"first": values[0], "last": values[-1], "least": min(values), "most": max(values)}
+
+
+if __name__ == "__main__":
+    main()
