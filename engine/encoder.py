@@ -15,7 +15,7 @@ from engine.attention import attend_in_window, attend_per_text, attend_varlen
 from engine.bert import Bert
 from engine.checkpoint import load_bert_weights, load_modern_bert_weights, load_projection
 from engine.encoder_config import EncoderConfig
-from engine.graphs import SmallBatches
+from engine.graphs import GraphedBatches
 from engine.linear import Linear
 from engine.model_spec import LoadedModel
 from engine.modern_bert import ModernBert
@@ -70,7 +70,7 @@ class Encoder:
         self._specs: dict[Role, TextSpec] = {"query": model.spec.query, "document": model.spec.document}
         network = _load_network(model, dtype, device)
         self._network, self._is_same_launches = network.forward, network.is_same_launches
-        self._small_batches: SmallBatches | None = None
+        self._graphs: GraphedBatches | None = None
         self._projections = [
             (Linear(*_to(device, load_projection(projection, dtype))), _ACTIVATIONS[projection.activation])
             for projection in model.projections
@@ -150,7 +150,7 @@ class Encoder:
 
     @torch.inference_mode()
     def warm_up(self, max_batch_tokens: int) -> float:
-        """Run the largest batches, of long texts and of short ones, and on CUDA capture the graphs of small ones.
+        """Run the largest batches, of long texts and of short ones, and on CUDA capture their graphs.
         Afterwards no batch up to this size takes more memory. Run it in the thread and on the stream that will encode.
 
         Returns:
@@ -168,7 +168,7 @@ class Encoder:
                 seconds = time.perf_counter() - started
             seconds *= max_batch_tokens / (length * count)
         if self._is_same_launches:
-            self._small_batches = SmallBatches(self._forward, self.device)
+            self._graphs = GraphedBatches(self._forward, self.device, max_batch_tokens)
         return seconds
 
     def _synchronize(self) -> None:
@@ -177,8 +177,8 @@ class Encoder:
 
     def _encode(self, texts: PackedTexts) -> EncodedTexts:
         attends = [self._specs[role].attend_expansion for role in texts.roles]
-        if self._small_batches is not None and self._small_batches.takes(texts.lengths):
-            embeddings = self._small_batches(pack(texts, attends))
+        if self._graphs is not None and self._graphs.takes(texts.lengths):
+            embeddings = self._graphs(pack(texts, attends))
         else:
             embeddings = self._forward(pack(texts, attends, self.device))
         return self._leave_out_skipped(embeddings, texts)

@@ -1,12 +1,16 @@
-"""Small batches as CUDA graphs: a query alone is some hundred launches, which take longer than what they launch.
+"""Batches as CUDA graphs: one call for what are some hundred launches, which take a small batch longer than computing.
+
+Also where the device is the slower one it pays: a host that launches holds Python's lock most of the time, and whoever
+wants to score meanwhile waits for it.
 
 A graph has fixed shapes, so a batch is filled up to the next of its sizes with a text of its own that nobody reads.
-All are captured at start; a batch that is larger than the largest of them is launched in the usual way: there the host
-is faster than the device. Graphs share the memory of what they compute in between, as one is replayed after the other.
+All are captured at start. Graphs share the memory of what they compute in between, as one is replayed after the other.
+A batch that is larger than the largest, or of very many texts, is launched in the usual way.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +19,10 @@ import torch
 
 from engine.packing import DeviceLengths, PackedBatch
 
-SIZES: tuple[int, ...] = (64, 128, *range(256, 4097, 256))  # tokens
 TOKENS_PER_TEXT = 32  # a batch of more and shorter texts is launched in the usual way, unless it is one of a few texts
 FEW_TEXTS = 8
+FINE, COARSE = 256, 512  # tokens from one size to the next: up to FINE_UP_TO, and beyond
+FINE_UP_TO = 4096
 
 Forward = Callable[[PackedBatch], torch.Tensor]
 
@@ -32,35 +37,39 @@ class _Graph:
     output: torch.Tensor  # [size, dim]
 
 
-class SmallBatches:
+class GraphedBatches:
     """The graphs of one encoder.
 
     Args:
         forward: from a batch on the device to its rows; must be the same launches whatever the lengths are.
         device: CUDA. Capturing happens on the current stream's thread; nothing else may use the device meanwhile.
+        max_tokens: of a batch that has a graph.
     """
 
-    def __init__(self, forward: Forward, device: torch.device) -> None:
+    def __init__(self, forward: Forward, device: torch.device, max_tokens: int) -> None:
         pool = torch.cuda.graph_pool_handle()
+        self._sizes = sizes_up_to(max_tokens)
         # the largest first: the smaller ones find room in what it has taken
-        self._graphs = {size: _capture(forward, size, device, pool) for size in reversed(SIZES)}
+        self._graphs = {size: _capture(forward, size, device, pool) for size in reversed(self._sizes)}
 
-    @staticmethod
-    def takes(lengths: Sequence[int]) -> bool:
-        """Whether a batch of such texts is small."""
+    def takes(self, lengths: Sequence[int]) -> bool:
+        """Whether there is a graph for a batch of such texts."""
         total = sum(lengths)
-        return total <= SIZES[-1] and len(lengths) <= _most_texts(_size_for(total))
+        return total <= self._sizes[-1] and len(lengths) <= _most_texts(self._size_for(total))
+
+    def _size_for(self, tokens: int) -> int:
+        return self._sizes[bisect_left(self._sizes, tokens)]
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         """
         Args:
-            batch: small, on the CPU.
+            batch: one that is taken, on the CPU.
 
         Returns:
             [total_tokens, dim], on the device.
         """
         total = batch.cu_seqlens[-1]
-        size = _size_for(total)
+        size = self._size_for(total)
         graph = self._graphs[size]
         # pinned memory comes from a cache that waits for copies out of it: the next batch does not overwrite this one
         rows = torch.zeros(3, size, dtype=torch.int64, pin_memory=True)
@@ -73,8 +82,14 @@ class SmallBatches:
         return graph.output[:total].clone()  # the next replay writes there again
 
 
-def _size_for(tokens: int) -> int:
-    return next(size for size in SIZES if tokens <= size)
+def sizes_up_to(max_tokens: int) -> list[int]:
+    """Tokens of the graphs' batches, ascending; the last is `max_tokens` or a little more."""
+    most = -(-max_tokens // COARSE) * COARSE
+    return [
+        size
+        for size in (64, 128, *range(FINE, FINE_UP_TO + 1, FINE), *range(FINE_UP_TO + COARSE, most + 1, COARSE))
+        if size <= most
+    ]
 
 
 def _most_texts(size: int) -> int:

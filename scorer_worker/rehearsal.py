@@ -14,7 +14,7 @@ from scorer_worker.arena import Arena
 from scorer_worker.store import NewEntry
 
 BATCHES = 6  # of each length
-LENGTHS = (32, 256, 8192)  # tokens of a text; cut to the longest that the model takes
+LENGTHS = (8, 32, 100, 256, 8192)  # tokens of a text; cut to the longest that the model takes
 
 
 def rehearse(thread: EncoderThread, arena: Arena, max_batch_tokens: int, longest: int) -> None:

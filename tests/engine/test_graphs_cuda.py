@@ -9,16 +9,13 @@ import pytest
 import torch
 
 from engine.encoder import EncodedTexts, Encoder
-from engine.graphs import SmallBatches
-from engine.model_spec import load_model
 from engine.packing import PackedTexts
-from ipc.settings import ModelSettings
-from tests.engine.checkpoints import write_stanford, write_xlmr
+from tests.engine.test_families_cuda import FAMILIES, load_family
 
 pytestmark = pytest.mark.gpu
 
 LENGTHS = [[1], [16], [64], [65], [5, 16, 40], [16] * 8, [90, 90, 90, 90, 90], [96] * 5, [2, 96, 96, 96, 96, 96]]
-LENGTHS += [[96] * 11, [96, 5] * 40, [1] * 129, [16] * 65, [96] * 43]
+LENGTHS += [[96] * 11, [96, 5] * 40, [1] * 129, [16] * 65, [96] * 43, [96] * 49]
 
 
 def texts(lengths: list[int]) -> PackedTexts:
@@ -27,22 +24,19 @@ def texts(lengths: list[int]) -> PackedTexts:
     return PackedTexts(roles, ids, lengths, [9 if length == 16 else 0 for length in lengths])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("is_rotary", [False, True])
-@pytest.mark.parametrize("attends", [False, True])
-def test_a_graph_computes_what_launches_do(tmp_path: Path, is_rotary: bool, attends: bool) -> None:
-    path = tmp_path / "model"
-    directory = (
-        write_xlmr(path, is_rotary=True, attend_to_mask_tokens=attends)
-        if is_rotary
-        else write_stanford(path, attend_to_mask_tokens=attends)
-    )
-    encoder = Encoder.load(load_model(ModelSettings(model=str(directory))), "cuda", "float16", 2)
+@pytest.mark.parametrize("heads", [1, 4], ids=["own-kernels", "torchs-kernels"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_graph_computes_what_launches_do(tmp_path: Path, family: str, heads: int) -> None:
+    encoder = Encoder.load(load_family(family, tmp_path / "model", heads), "cuda", "float16", 2)
     expected = [encoder.encode(texts(lengths)) for lengths in LENGTHS]
-    encoder.warm_up(1024)
-    assert encoder._small_batches is not None
+    encoder.warm_up(4608)
+    if family.startswith("modern") and heads != 1:
+        assert encoder._graphs is None  # its windows are looked at text by text
+        return
+    assert encoder._graphs is not None
     for _ in range(2):  # a replay must not depend on the one before
         for lengths, before in zip(LENGTHS, expected, strict=True):
-            assert SmallBatches.takes(lengths) == (lengths not in ([1] * 129, [16] * 65, [96] * 43))
+            assert encoder._graphs.takes(lengths) == (lengths not in ([1] * 129, [16] * 65, [96] * 49))
             same(encoder.encode(texts(lengths)), before)
 
 

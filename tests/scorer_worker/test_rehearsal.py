@@ -37,8 +37,8 @@ def test_every_length_is_run_and_the_store_is_empty_again(tmp_path: Path) -> Non
     arena = Arena(2**20, model.spec.dim, torch.float32, torch.device("cpu"))
     rehearse(thread, arena, 200, longest=96)
     thread.close()
-    assert thread.lengths == [32] * BATCHES + [96] * BATCHES
-    assert thread.tokens == [192] * 2 * BATCHES
+    assert thread.lengths == [8] * BATCHES + [32] * BATCHES + [96] * BATCHES
+    assert thread.tokens == [200] * BATCHES + [192] * 2 * BATCHES
     assert thread.is_idle
     store = arena.directory.statistics()
     assert store.insertions > 0
