@@ -2,10 +2,11 @@
 
     python -m benchmarks.bench_mixed_cuda --minutes 10
 
-A model of jina-colbert-v2's shape with random weights, four API servers. Two clients, each with one load after the
-other, of many kinds, keep the encoder busy over HTTP. Meanwhile a client on the worker's socket asks 100 times a
-second for a Score of a query and ten documents that the store has, as an API server would. Memory is the device's, of
-all processes, as nvidia-smi has it, and what torch's allocator has reserved.
+A model of jina-colbert-v2's shape with random weights, four API servers. Two clients keep the encoder busy over HTTP:
+for a fifth of the time with new documents only, then each with one load after the other, of many kinds. Meanwhile a
+client on the worker's socket asks 100 times a second for a Score of a query and ten documents that the store has, as
+an API server would. Memory is the device's, of all processes, as nvidia-smi has it, and what torch's allocator has
+reserved.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,17 @@ from benchmarks.running import Server
 from ipc.client import ServiceClient
 from ipc.errors import ServiceFailed
 
-LOADS: dict[str, tuple[list[str], int, int]] = {  # options of `maxsimd bench`, requests, at a time
-    "100 new documents of 256 tokens": (["--documents", "100", "--document-len", "256"], 400, 16),
+ENCODING = "100 new documents of 256 tokens"
+Load = tuple[list[str], int, int]  # options of `maxsimd bench`, requests, at a time
+LOADS: dict[str, Load] = {
+    ENCODING: (["--documents", "100", "--document-len", "256"], 400, 16),
     "half of 200 documents cached": (["--documents", "200", "--document-len", "180", "--repeated", "0.5"], 300, 16),
     "one new document of 2000 tokens": (["--documents", "1", "--document-len", "2000"], 4000, 64),
     "10 new documents of 30 tokens": (["--documents", "10", "--document-len", "30"], 8000, 64),
     "1000 cached documents": (["--documents", "1000", "--repeated", "1"], 1000, 8),
     "long and short": (["--documents", "3", "--document-len", "900", "--query-len", "300"], 2500, 64),
 }
+ENCODING_SHARE = 0.2  # of the time
 PROBE_INTERVAL, SAMPLE_INTERVAL = 0.01, 2.0  # seconds
 
 
@@ -45,13 +50,15 @@ class Background:
 
     Args:
         first: the place of the load to begin with.
+        loads: those it asks.
     """
 
-    def __init__(self, server: Server, tokenizer: str, first: int) -> None:
+    def __init__(self, server: Server, tokenizer: str, first: int, loads: Mapping[str, Load]) -> None:
         self.done: list[dict[str, Any]] = []
         self._server = server
         self._tokenizer = tokenizer
         self._first = first
+        self._loads = loads
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -61,12 +68,12 @@ class Background:
         self._thread.join()
 
     def _run(self) -> None:
-        names = list(LOADS)
+        names = list(self._loads)
         for number in itertools.count(self._first):
             if self._is_stopping.is_set():
                 return
             name = names[number % len(names)]
-            options, requests, at_a_time = LOADS[name]
+            options, requests, at_a_time = self._loads[name]
             load = ["--dataset-name", "synthetic", "--tokenizer", self._tokenizer, *options, "--seed", str(number)]
             result = bench(self._server, load, requests, at_a_time)
             kept = ("completed", "failed", "request_throughput", "document_throughput", "token_throughput")
@@ -85,16 +92,24 @@ def main() -> None:
         make_checkpoint(model)
         serve = [str(model), "--load-format", "dummy", "--device", "cuda", "--api-server-count", "4"]
         with Server(*serve, "--embedding-cache-size", "8GiB") as server:
-            clients = [Background(server, str(model), first) for first in (0, len(LOADS) // 2)]
-            try:
-                address = f"ipc://{next(Path(directory).glob('maxsimd-*/worker.sock'))}"
-                measured = uvloop.run(watch(address, options.minutes * 60))
-            finally:
-                for client in clients:
-                    client.stop()
+            address = f"ipc://{next(Path(directory).glob('maxsimd-*/worker.sock'))}"
+            only = {ENCODING: LOADS[ENCODING]}
+            encoding = beside(server, str(model), address, only, options.minutes * 60 * ENCODING_SHARE)
+            mixed = beside(server, str(model), address, LOADS, options.minutes * 60 * (1 - ENCODING_SHARE))
+    results = {"beside_encoding": encoding, "beside_mixed_traffic": mixed}
+    write(options.out, {"gpu": gpu_name(), "minutes": options.minutes, **results})
+
+
+def beside(server: Server, tokenizer: str, address: str, loads: Mapping[str, Load], seconds: float) -> dict[str, Any]:
+    """Probes and samples while two clients ask these loads."""
+    clients = [Background(server, tokenizer, first, loads) for first in (0, len(LOADS) // 2)]
+    try:
+        measured = uvloop.run(watch(address, seconds))
+    finally:
+        for client in clients:
+            client.stop()
     done = [load for client in clients for load in client.done]
-    loads = {"loads": done, "failed": sum(load["failed"] for load in done)}
-    write(options.out, {"gpu": gpu_name(), "minutes": options.minutes, **measured, **loads})
+    return {**measured, "failed": sum(load["failed"] for load in done), "loads": done}
 
 
 async def watch(address: str, seconds: float) -> dict[str, Any]:
