@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ipc.arrays import ITEM_BYTES, split_keys
@@ -64,7 +65,9 @@ class Job:
     is_suspect: bool
     arrived: float
     state: JobState = JobState.WAITING
-    entries: dict[bytes, Entry] = field(default_factory=dict)  # pinned
+    pinned: Sequence[Entry] = ()
+    texts: Sequence[Entry] = ()  # the entry of each key, as the key frame has them
+    rows: Sequence[int] = ()  # of each of these
     unfilled: set[bytes] = field(default_factory=set)  # keys of entries that are being encoded
     scores: array[float] = field(default_factory=lambda: array("f"))
     scored: int = 0  # pairs
@@ -82,9 +85,9 @@ def read_job(request: Request, is_suspect: bool, now: float) -> Job:
     assert isinstance(message, Score)
     frames = request.frames
     keys = split_keys(frames[message.keys.frame - 1])
-    places: dict[bytes, int] = {}
-    for position, key in enumerate(keys):
-        places.setdefault(key, position)
+    places = dict(zip(keys, range(len(keys)), strict=True))
+    if len(places) < len(keys):  # some come twice: their first positions
+        places = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
     supplied: dict[bytes, SuppliedRows | SuppliedIds] = {}
     for part in message.supplied:
         if isinstance(part, SuppliedEmbeddings):

@@ -128,6 +128,10 @@ class StoreDirectory:
         """The entry of this name, filled or being filled. Not pinned: it may go with the next `admit`."""
         return self._entries.get(key)
 
+    def lookup_all(self, keys: Iterable[bytes]) -> list[Entry | None]:
+        """As `lookup`, of each."""
+        return list(map(self._entries.get, keys))
+
     def admit(self, resident: Sequence[Entry], new: Sequence[NewEntry]) -> list[Entry] | None:
         """Pin the resident entries, and reserve and pin room for the new ones, in one step (S4).
 
@@ -140,8 +144,11 @@ class StoreDirectory:
         rows = sum([entry.rows for entry in resident]) + sum([text.rows for text in new])
         if rows > self.max_job_rows:
             raise TooLarge(f"{rows} rows in one request, the store takes {self.max_job_rows}")
-        for entry in resident:
-            self._pin(entry)
+        for entry in resident:  # a thousand at a time: a call for each would be a third of it
+            assert entry.state is not EntryState.GONE
+            if not entry.pins:
+                self._leave_idle(entry)
+            entry.pins += 1
         by_size = sorted(range(len(new)), key=lambda index: -new[index].rows)  # runs of slabs first
         reserved: dict[int, Entry] = {}
         for index in by_size:
@@ -150,8 +157,7 @@ class StoreDirectory:
                 for other in reserved.values():
                     self._forget(other)
                     self._give_back(other)
-                for other in resident:
-                    self._unpin(other)
+                self.unpin(resident)
                 return None
             reserved[index] = room
         self._insertions += len(new)
@@ -163,13 +169,16 @@ class StoreDirectory:
         entry.state = EntryState.FILLED
 
     def hold(self, entry: Entry) -> None:
-        """One more pin."""
-        self._pin(entry)
+        """One more pin, of an entry that is held."""
+        assert entry.pins
+        entry.pins += 1
 
     def unpin(self, entries: Iterable[Entry]) -> None:
         """A job that held these entries has ended. An entry that was never filled leaves with its last pin."""
         for entry in entries:
-            self._unpin(entry)
+            entry.pins -= 1
+            if not entry.pins:
+                self._let_go(entry)
 
     @property
     def is_unheld(self) -> bool:
@@ -249,16 +258,8 @@ class StoreDirectory:
 
     # --- pins -----------------------------------------------------------------------------------------------------
 
-    def _pin(self, entry: Entry) -> None:
-        assert entry.state is not EntryState.GONE
-        if not entry.pins:
-            self._leave_idle(entry)
-        entry.pins += 1
-
-    def _unpin(self, entry: Entry) -> None:
-        entry.pins -= 1
-        if entry.pins:
-            return
+    def _let_go(self, entry: Entry) -> None:
+        """Its last pin has gone."""
         if entry.keep and entry.state is EntryState.FILLED:
             self._tick += 1
             entry.last_used = self._tick

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ipc.arrays import FrameWriter
 from ipc.messages import Encode, ErrorCode, Missing, Scores
@@ -26,7 +26,7 @@ from scorer_worker.hosted_encoder import HostedEncoder
 from scorer_worker.jobs import Job, JobState, SuppliedIds, SuppliedRows, read_job
 from scorer_worker.memory_plan import memory_statistics
 from scorer_worker.scorer import PairGroup, Scorer
-from scorer_worker.store import Entry, NewEntry, TooLarge
+from scorer_worker.store import Entry, EntryState, NewEntry, TooLarge
 
 IDLE_WAIT = 0.25  # seconds: how often an idle worker looks at deadlines and silent clients
 COUNTERS = (
@@ -179,8 +179,8 @@ class Worker:
         self._batcher.remove(job.name)
         if self._encoder is not None and job.state is JobState.ENCODING:
             self._encoder.drop(job.name)
-        entries, job.entries = job.entries, {}
-        self._directory.unpin(entries.values())
+        pinned, job.pinned = job.pinned, ()
+        self._directory.unpin(pinned)
 
     # --- room -----------------------------------------------------------------------------------------------------
 
@@ -214,21 +214,26 @@ class Worker:
                 return False
             self._directory.clear()  # pinned entries of this job alone are in its way: see S5
             return self._admit(job)
-        job.entries = {entry.key: entry for entry in (*resident, *reserved)}
+        job.pinned = [*resident, *reserved]
+        job.texts = _in_order_of_keys(job)
+        job.rows = [entry.rows for entry in job.texts]
         job.admitted = time.monotonic()
         self.counters["store_hits"] += len(resident)
         self.counters["store_insertions"] += len(reserved)
-        self._fill(job, reserved, [entry for entry in resident if entry.state.name == "RESERVED"])
+        self._fill(job, reserved, [entry for entry in resident if entry.state is EntryState.RESERVED])
         return True
 
     def _sort_texts(self, job: Job) -> tuple[list[Entry], list[NewEntry], list[int]]:
         """What is in the store, what was supplied for it, and the positions of what is neither."""
-        resident: list[Entry] = []
+        found = self._directory.lookup_all(job.places)
+        resident = [entry for entry in found if entry is not None]
+        if len(resident) == len(found):
+            return resident, [], []
+        resident.clear()
         new: list[NewEntry] = []
         missing: list[int] = []
-        lookup, supplied = self._directory.lookup, job.supplied
-        for key, position in job.places.items():
-            entry = lookup(key)
+        supplied = job.supplied
+        for (key, position), entry in zip(job.places.items(), found, strict=True):
             if entry is not None:
                 resident.append(entry)
                 continue
@@ -293,10 +298,9 @@ class Worker:
     def _start_scoring(self, job: Job) -> None:
         job.state = JobState.SCORING
         job.scores = array("f", bytes(4 * job.num_pairs))
-        queries = job.keys[: job.message.num_queries]
-        documents = job.keys[job.message.num_queries :]
-        query_rows = sum([job.entries[key].rows for key in queries]) / len(queries)
-        document_rows = sum([job.entries[key].rows for key in documents]) / len(documents)
+        num_queries = job.message.num_queries
+        query_rows = sum(job.rows[:num_queries]) / num_queries
+        document_rows = sum(job.rows[num_queries:]) / (len(job.rows) - num_queries)
         work = int(query_rows * document_rows * self._dim)
         self._batcher.add(ScoringJob(job.name, job.message.client, job.num_pairs, work, job.is_suspect))
 
@@ -328,13 +332,12 @@ class Worker:
 
     def _answer(self, job: Job) -> None:
         writer = FrameWriter()
-        entries = [job.entries[key] for key in job.keys]
         queued = max(0.0, time.monotonic() - job.arrived - job.score_seconds)
         message = Scores(
             request_id=job.name[1],
             scores=writer.add(job.scores, "float32", [len(job.scores)]),
-            rows=writer.add_ints([entry.rows for entry in entries]),
-            prompt_tokens=writer.add_ints([entry.prompt_tokens for entry in entries]),
+            rows=writer.add_ints(job.rows),
+            prompt_tokens=writer.add_ints([entry.prompt_tokens for entry in job.texts]),
             credits=self._endpoint.credits(),
             score_us=int(job.score_seconds * 1e6),
             queue_us=int(queued * 1e6),
@@ -345,12 +348,20 @@ class Worker:
         self._endpoint.answer(job.name, message, writer.frames)
 
 
+def _in_order_of_keys(job: Job) -> Sequence[Entry]:
+    """The entry of each key. A key may come twice, and new entries stand after the others."""
+    if len(job.pinned) == len(job.keys) and not job.supplied:
+        return job.pinned
+    entries = {entry.key: entry for entry in job.pinned}
+    return [entries[key] for key in job.keys]
+
+
 def _groups_of(job: Job, start: int, stop: int) -> list[PairGroup]:
     """The pairs `start` to `stop` of a job, grouped by runs of the same query."""
     message = job.message
-    entries, keys, first = job.entries, job.keys, message.num_queries
-    if message.pairs is None and message.num_queries == 1:
-        return [PairGroup(entries[keys[0]], [entries[key] for key in keys[1 + start : 1 + stop]])]
+    texts, first = job.texts, message.num_queries
+    if message.pairs is None and first == 1:
+        return [PairGroup(texts[0], texts[1 + start : 1 + stop])]
     if message.pairs is None:
         pairs = [divmod(position, message.num_documents) for position in range(start, stop)]
     else:
@@ -360,7 +371,7 @@ def _groups_of(job: Job, start: int, stop: int) -> list[PairGroup]:
     last = -1
     for query, document in pairs:
         if query != last:
-            groups.append(PairGroup(entries[keys[query]], []))
+            groups.append(PairGroup(texts[query], []))
             last = query
-        groups[-1].documents.append(entries[keys[first + document]])  # type: ignore[attr-defined]
+        groups[-1].documents.append(texts[first + document])  # type: ignore[attr-defined]
     return groups
