@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -19,6 +19,7 @@ from frontend.errors import HttpError, RequestFailed, invalid
 from frontend.keys import bytes_of, effective_limit, key_maker
 from frontend.metrics import Metrics
 from frontend.ranking import EmbeddingsInput, Input, Ranker, RankingResult, RankingTask, TextInput
+from frontend.repeated_documents import NamedDocuments, RepeatedDocuments
 from frontend.schemas import CommonBody, InputBody, InputObject, text_of
 from ipc.errors import ServiceFailed
 from ipc.messages import ErrorCode, ModelSpec, Role
@@ -36,6 +37,7 @@ class Api:
     secret: bytes
     metrics: Metrics
     is_draining: Callable[[], bool]
+    repeated: RepeatedDocuments = field(default_factory=RepeatedDocuments)
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -115,7 +117,7 @@ class Call:
         lengths = {role: self._limit(body, role) for role in ("query", "document")}
         query_names = [query_field] if pairs is None else [f"{query_field}[{i}]" for i in range(len(queries))]
         query_inputs = self._read(body, "query", queries, query_names, lengths["query"], truncation)
-        document_inputs = self._read(body, "document", documents, document_field, lengths["document"], truncation)
+        document_inputs = self._read_documents(body, documents, document_field, lengths["document"], truncation)
         self._ticket.set_text_bytes(self._text_bytes)
         return RankingTask(
             queries=query_inputs,
@@ -172,6 +174,20 @@ class Call:
             field, wanted = "truncate_prompt_tokens", cut
         return effective_limit(spec, role, wanted, self.api.ranker.special_tokens(role), field)
 
+    def _read_documents(
+        self, body: CommonBody, documents: Sequence[InputBody], names: str, limit: int, truncation: bool
+    ) -> Sequence[Input]:
+        """As `_read`; a list of texts that came before has its names already."""
+        rules = (self.api.ranker.fingerprint, limit, truncation, self._salt(body))
+        known = self.api.repeated.find(rules, documents)
+        if known is not None:
+            self._text_bytes += known.text_bytes
+            return known.inputs
+        before = self._text_bytes
+        inputs = self._read(body, "document", documents, names, limit, truncation)
+        self.api.repeated.add(NamedDocuments(rules, documents, inputs, self._text_bytes - before))
+        return inputs
+
     def _read(
         self,
         body: CommonBody,
@@ -206,10 +222,11 @@ class Call:
         self._need_encoder()
         fingerprint = self.api.ranker.fingerprint
         assert fingerprint is not None
+        return key_maker(self.api.secret, fingerprint, role, limit, truncation, self._salt(body))
+
+    def _salt(self, body: CommonBody) -> bytes:
         salt = (body.cache_salt or "").encode("utf-8", "surrogatepass")
-        if self.api.config.is_cache_per_key:
-            salt = self._key_digest.encode() + b"/" + salt
-        return key_maker(self.api.secret, fingerprint, role, limit, truncation, salt)
+        return self._key_digest.encode() + b"/" + salt if self.api.config.is_cache_per_key else salt
 
     def _need_encoder(self) -> ModelSpec:
         ranker = self.api.ranker
