@@ -67,6 +67,7 @@ class Job:
     state: JobState = JobState.WAITING
     pinned: Sequence[Entry] = ()
     texts: Sequence[Entry] = ()  # the entry of each key, as the key frame has them
+    text_places: bytes = b""  # `places_of` these
     rows: Sequence[int] = ()  # of each of these
     unfilled: set[bytes] = field(default_factory=set)  # keys of entries that are being encoded
     scores: array[float] = field(default_factory=lambda: array("f"))

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 
 from scorer_worker.store import Entry
 
+PLACE_BYTES = 8  # of `Entry.place`
+
+
+def places_of(entries: Sequence[Entry]) -> bytes:
+    """`Entry.place` of each, one after the other: what a CUDA kernel reads of them."""
+    return b"".join([entry.place for entry in entries])
+
 
 @dataclass(frozen=True, slots=True)
 class PairGroup:
@@ -14,3 +21,8 @@ class PairGroup:
 
     query: Entry
     documents: Sequence[Entry]
+    places: bytes = b""  # `places_of` the documents; made here where whoever calls does not have it
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            object.__setattr__(self, "places", places_of(self.documents))

@@ -15,6 +15,8 @@ import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from ipc.arrays import FrameWriter
 from ipc.messages import Encode, ErrorCode, Missing, Scores
@@ -25,7 +27,8 @@ from scorer_worker.batcher import Batcher, PairSlice, ScoringJob
 from scorer_worker.hosted_encoder import HostedEncoder
 from scorer_worker.jobs import Job, JobState, SuppliedIds, SuppliedRows, read_job
 from scorer_worker.memory_plan import memory_statistics
-from scorer_worker.scorer import PairGroup, Scorer
+from scorer_worker.pairs import PLACE_BYTES, PairGroup, places_of
+from scorer_worker.scorer import Scorer
 from scorer_worker.store import Entry, EntryState, NewEntry, TooLarge
 
 IDLE_WAIT = 0.25  # seconds: how often an idle worker looks at deadlines and silent clients
@@ -216,7 +219,8 @@ class Worker:
             return self._admit(job)
         job.pinned = [*resident, *reserved]
         job.texts = _in_order_of_keys(job)
-        job.rows = [entry.rows for entry in job.texts]
+        job.text_places = places_of(job.texts)
+        job.rows = memoryview(job.text_places).cast("i")[1::2].tolist()
         job.admitted = time.monotonic()
         self.counters["store_hits"] += len(resident)
         self.counters["store_insertions"] += len(reserved)
@@ -361,17 +365,14 @@ def _groups_of(job: Job, start: int, stop: int) -> list[PairGroup]:
     message = job.message
     texts, first = job.texts, message.num_queries
     if message.pairs is None and first == 1:
-        return [PairGroup(texts[0], texts[1 + start : 1 + stop])]
+        places = job.text_places[PLACE_BYTES * (1 + start) : PLACE_BYTES * (1 + stop)]
+        return [PairGroup(texts[0], texts[1 + start : 1 + stop], places)]
     if message.pairs is None:
         pairs = [divmod(position, message.num_documents) for position in range(start, stop)]
     else:
         flat = job.request.frames[message.pairs.frame - 1].cast("i")
         pairs = list(zip(flat[2 * start : 2 * stop : 2], flat[2 * start + 1 : 2 * stop : 2], strict=True))
-    groups: list[PairGroup] = []
-    last = -1
-    for query, document in pairs:
-        if query != last:
-            groups.append(PairGroup(texts[query], []))
-            last = query
-        groups[-1].documents.append(texts[first + document])  # type: ignore[attr-defined]
-    return groups
+    return [
+        PairGroup(texts[query], [texts[first + document] for _, document in run])
+        for query, run in groupby(pairs, key=itemgetter(0))
+    ]

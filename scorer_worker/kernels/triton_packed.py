@@ -25,7 +25,7 @@ import torch
 from triton.runtime import driver
 
 from scorer_worker.kernels.triton_maxsim import maxsim_items
-from scorer_worker.pairs import PairGroup
+from scorer_worker.pairs import PLACE_BYTES, PairGroup
 
 SHORT, MEDIUM, LONG = range(3)  # classes of launches, by their longest query
 SHORT_ROWS, MEDIUM_ROWS = 32, 64
@@ -144,7 +144,7 @@ class TritonPacked:
         Returns:
             The number of pairs.
         """
-        documents = b"".join([document.place for group in groups for document in group.documents])
+        documents = b"".join([group.places for group in groups])
         queries = b"".join([group.query.place * len(group.documents) for group in groups])
         longest = max([group.query.rows for group in groups])
         d_rows = np.frombuffer(documents, np.int32)[1::2]
@@ -257,15 +257,21 @@ def _launches(groups: Sequence[PairGroup]) -> Iterator[Sequence[PairGroup]]:
     room = most
     groups = [group for group in groups if group.documents]
     for group in groups:
-        documents = group.documents
-        while len(documents) > room:
-            part.append(PairGroup(group.query, documents[:room]))
-            yield part
-            documents, part, room = documents[room:], [], most
-        part.append(group if documents is group.documents else PairGroup(group.query, documents))
-        room -= len(documents)
+        while len(group.documents) > room:
+            head, group = _cut_group(group, room)
+            yield [*part, head]
+            part, room = [], most
+        part.append(group)
+        room -= len(group.documents)
     if part:
         yield part
+
+
+def _cut_group(group: PairGroup, count: int) -> tuple[PairGroup, PairGroup]:
+    """The first `count` pairs, and the others."""
+    end = PLACE_BYTES * count
+    head = PairGroup(group.query, group.documents[:count], group.places[:end])
+    return head, PairGroup(group.query, group.documents[count:], group.places[end:])
 
 
 def _class_of_cut(d_rows: Numbers, q_rows: Numbers) -> int:
