@@ -14,7 +14,7 @@ from ipc.messages import KEY_BYTES, ArrayRef, DType
 
 Buffer = bytes | bytearray | memoryview | array  # type: ignore[type-arg]
 
-ITEM_BYTES: dict[str, int] = {"uint8": 1, "int32": 4, "float16": 2, "float32": 4}
+ITEM_BYTES: dict[str, int] = {"uint8": 1, "int32": 4, "float16": 2, "bfloat16": 2, "float32": 4}
 
 
 class FrameWriter:

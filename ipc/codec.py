@@ -7,7 +7,7 @@ the model: counts, shapes, dtypes, ranges. The service checks the rest (dim, lim
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar, assert_never
+from typing import TypeVar, assert_never, get_args
 
 import msgspec
 
@@ -21,6 +21,7 @@ from ipc.messages import (
     ArrayRef,
     Encode,
     Encoded,
+    FloatDType,
     Message,
     Missing,
     Ready,
@@ -153,8 +154,8 @@ def _check_tokens(tokens: SuppliedTokens | Encode, frames: Sequence[memoryview],
 
 
 def _check_embeddings(ref: ArrayRef, frames: Sequence[memoryview], rows: int) -> None:
-    if ref.dtype not in ("float32", "float16"):
-        raise MalformedMessage(f"embeddings: dtype {ref.dtype}, expected float32 or float16")
+    if ref.dtype not in get_args(FloatDType):
+        raise MalformedMessage(f"embeddings: dtype {ref.dtype}, expected {' or '.join(get_args(FloatDType))}")
     view(ref, frames, ref.dtype, [rows, None], "embeddings")
 
 

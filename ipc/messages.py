@@ -9,6 +9,8 @@ local clock: what is left of a deadline travels as `budget_ms`.
     API server -> engine   Hello  Encode  Cancel  Stats
     engine -> API server   Ready  Encoded | Failed            Statistics
 
+A worker that hosts the encoder also takes Encode.
+
 A new field gets a default, so that old and new processes understand each other.
 """
 
@@ -30,8 +32,8 @@ MAX_MESSAGE_BYTES = 64 * 2**20  # all frames together; senders slice at SLICE_BY
 SLICE_BYTES = 16 * 2**20  # embeddings in one Score
 
 Role = Literal["query", "document"]
-DType = Literal["uint8", "int32", "float16", "float32"]
-FloatDType = Literal["float16", "float32"]
+DType = Literal["uint8", "int32", "float16", "bfloat16", "float32"]
+FloatDType = Literal["float16", "bfloat16", "float32"]
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Unsigned63 = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -146,7 +148,7 @@ class SuppliedEmbeddings(Record, frozen=True, tag="embeddings"):
     which: ArrayRef  # int32 [n]: positions in the key frame
     rows: ArrayRef  # int32 [n]
     prompt_tokens: ArrayRef  # int32 [n]
-    embeddings: ArrayRef  # float32 | float16 [sum(rows), dim], one text after the other
+    embeddings: ArrayRef  # a FloatDType, [sum(rows), dim], one text after the other
     keep: bool = True  # False: the entries live for this job only (clients' own embeddings)
 
 
@@ -251,7 +253,7 @@ class Encoded(Message, frozen=True):
 
     request_id: Unsigned63
     rows: ArrayRef  # int32 [n]
-    embeddings: ArrayRef  # float32 | float16 [sum(rows), dim]
+    embeddings: ArrayRef  # the dtype asked for, [sum(rows), dim]
     credits: Credits
 
 

@@ -97,4 +97,4 @@ def is_finite(embeddings: torch.Tensor) -> bool:
     return bool(torch.isfinite(total)) or bool(torch.isfinite(embeddings).all())
 
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

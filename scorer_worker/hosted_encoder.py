@@ -1,17 +1,22 @@
-"""The encoder inside the worker: token ids in, filled entries of the store out.
+"""The encoder inside the worker: token ids in, filled entries of the store out, and embeddings for who asks for those.
 
 H1  An entry that is being encoded is held by the encoder itself, besides the jobs that wait for it: what was encoded
     stays, even if its requests died.
 H2  A text is dropped before it is encoded only when its last waiter is gone.
+H3  Who asks for embeddings by value waits in the same queue as the jobs, and a text is encoded once for both; its
+    embeddings are stored only if a job waits for it too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from engine.encode_queue import EncodeQueue
-from engine.encoder_thread import EncoderThread
+from engine.encoder_thread import EncodedBatch, EncoderThread
+from ipc.messages import Role
 from ipc.running import RequestName, RunningFile
 from scorer_worker.arena import Arena
 from scorer_worker.jobs import Job, SuppliedIds
@@ -20,11 +25,12 @@ from scorer_worker.store import Entry
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """A job no longer waits for an entry: it is filled, or the device has no memory to encode its text."""
+    """A waiter no longer waits for a text: it has been encoded, or the device has no memory to encode it."""
 
-    job: RequestName
+    waiter: RequestName
     key: bytes
-    is_filled: bool
+    is_encoded: bool  # a job's entry is filled
+    embeddings: torch.Tensor | None = None  # [rows, dim] on the CPU, for who asked for them by value
 
 
 class HostedEncoder:
@@ -51,6 +57,7 @@ class HostedEncoder:
         self._check = check
         self._num_rows = num_rows
         self._entries: dict[bytes, Entry] = {}  # H1
+        self._by_value: set[RequestName] = set()  # waiters who want embeddings, not an entry: H3
         self._counters = {"encoded_texts": 0.0, "encoded_tokens": 0.0, "encode_batches": 0.0, "encode_seconds": 0.0}
 
     @property
@@ -69,14 +76,14 @@ class HostedEncoder:
     def forgive(self, name: RequestName) -> None:
         self._running.forgive(name)
 
-    def check(self, text: SuppliedIds) -> str | None:
+    def check(self, token_ids: memoryview) -> str | None:
         """What is wrong with a text, or None."""
-        return self._check(text.token_ids)
+        return self._check(token_ids)
 
     def num_rows(self, text: SuppliedIds) -> int:
         return self._num_rows(text.role, text.token_ids)
 
-    def add(self, entry: Entry, text: SuppliedIds, job: Job) -> None:
+    def fill(self, entry: Entry, text: SuppliedIds, job: Job) -> None:
         """Encode a text into its reserved entry; the job waits for it."""
         self._arena.directory.hold(entry)
         self._entries[entry.key] = entry
@@ -91,6 +98,20 @@ class HostedEncoder:
             alone=job.is_suspect,
         )
 
+    def add(
+        self,
+        key: bytes,
+        role: Role,
+        token_ids: memoryview,
+        expansion: int,
+        waiter: RequestName,
+        client: bytes,
+        alone: bool = False,
+    ) -> None:
+        """Encode a text for a waiter who wants its embeddings by value; as `EncodeQueue.add`."""
+        self._by_value.add(waiter)
+        self._queue.add(key, role, token_ids, expansion, waiter, client, alone)
+
     def join(self, entry: Entry, job: Job) -> None:
         """The job waits for an entry that is being encoded for another one."""
         joined = self._queue.join(entry.key, job.name)
@@ -98,9 +119,11 @@ class HostedEncoder:
         job.unfilled.add(entry.key)
 
     def drop(self, name: RequestName) -> None:
-        """The job waits no longer."""
+        """The job, or who asked for embeddings, waits no longer."""
+        self._by_value.discard(name)
         for key in self._queue.drop(name):
-            self._arena.directory.unpin([self._entries.pop(key)])
+            if key in self._entries:
+                self._arena.directory.unpin([self._entries.pop(key)])
 
     def launch(self) -> None:
         """Start the next batch if the encoder is free; one more, to follow it at once, if that is a full one.
@@ -115,7 +138,7 @@ class HostedEncoder:
             self._thread.submit(batch)
 
     def take_finished(self) -> list[EncodedText]:
-        """Fill the entries of a finished batch: one item for each job that waited for each of them."""
+        """Fill the entries of a finished batch: one item for each waiter of each of its texts."""
         finished = self._thread.take()
         if finished is None:
             return []
@@ -124,17 +147,35 @@ class HostedEncoder:
         self._counters["encoded_texts"] += len(finished.texts)
         self._counters["encoded_tokens"] += sum(len(text.token_ids) for text in finished.texts)
         self._counters["encode_seconds"] += finished.seconds
-        entries = [self._entries.pop(text.key) for text in finished.texts]
-        filled = [entry for place, entry in enumerate(entries) if place not in finished.failed]
-        self._arena.write_batch(filled, finished.embeddings)
-        unencoded = {finished.texts[place].key for place in finished.failed}
-        waited = [
-            EncodedText(name, key, key not in unencoded)
-            for key, waiters in self._queue.finish(finished.texts)
+        self._fill_entries(finished)
+        waited = self._queue.finish(finished.texts)
+        values = self._values(finished, [waiters for _, waiters in waited])
+        return [
+            EncodedText(name, key, place not in finished.failed, self._value_for(name, values, place))
+            for place, (key, waiters) in enumerate(waited)
             for name in waiters
         ]
-        self._arena.directory.unpin(entries)
-        return waited
+
+    def _fill_entries(self, finished: EncodedBatch) -> None:
+        """Write what has an entry; what was only asked for by value has none (H3)."""
+        texts, failed = finished.texts, finished.failed
+        entries = {p: self._entries.pop(text.key) for p, text in enumerate(texts) if text.key in self._entries}
+        filled = [place for place in entries if place not in failed]
+        embeddings = finished.embeddings
+        if len(entries) < len(texts):
+            rows = finished.split()
+            embeddings = torch.cat([rows[place] for place in filled]) if filled else embeddings[:0]
+        self._arena.write_batch([entries[place] for place in filled], embeddings)
+        self._arena.directory.unpin(entries.values())
+
+    def _values(self, finished: EncodedBatch, waiters: Sequence[list[RequestName]]) -> Sequence[torch.Tensor]:
+        """Each text's embeddings on the CPU, in one copy; none where nobody asked for them."""
+        if all(self._by_value.isdisjoint(names) for names in waiters):
+            return []
+        return torch.split(finished.embeddings.cpu(), finished.rows)
+
+    def _value_for(self, waiter: RequestName, values: Sequence[torch.Tensor], place: int) -> torch.Tensor | None:
+        return values[place] if waiter in self._by_value else None
 
     def statistics(self) -> dict[str, float]:
         return dict(self._counters)

@@ -18,13 +18,14 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
+from engine.encode_requests import EncodeRequests
 from ipc.arrays import FrameWriter
 from ipc.messages import Encode, ErrorCode, Missing, Scores
 from ipc.running import MAX_DEATHS, RequestName, RunningFile
 from ipc.service import Cancelled, Endpoint, Event, Gone, Request
 from scorer_worker.arena import Arena, as_tensor, is_finite
 from scorer_worker.batcher import Batcher, PairSlice, ScoringJob
-from scorer_worker.hosted_encoder import HostedEncoder
+from scorer_worker.hosted_encoder import EncodedText, HostedEncoder
 from scorer_worker.jobs import Job, JobState, SuppliedIds, SuppliedRows, read_job
 from scorer_worker.memory_plan import memory_statistics
 from scorer_worker.pairs import PLACE_BYTES, PairGroup, places_of
@@ -58,6 +59,9 @@ class Worker:
         self._batcher = batcher
         self._running = running
         self._encoder = encoder
+        self._encode_requests = (
+            EncodeRequests(endpoint, encoder, encoder.check, self._forgive) if encoder is not None else None
+        )
         self._keep_entries = keep_entries
         self._dim = arena.rows.shape[1]
         self._jobs: dict[RequestName, Job] = {}
@@ -78,6 +82,8 @@ class Worker:
             self._handle(event)
         self._take_encoded()
         self._drop_expired(time.monotonic())
+        if self._encode_requests is not None:
+            self._encode_requests.drop_expired(time.monotonic())
         self._admit_waiting()
         batch = self._batcher.next_batch()
         if batch:
@@ -99,6 +105,9 @@ class Worker:
         }
         if self._encoder is not None:
             values |= self._encoder.statistics()
+        if self._encode_requests is not None:
+            values |= {f"encode_{name}": value for name, value in self._encode_requests.counters.items()}
+            values["encode_requests_waiting"] = float(len(self._encode_requests))
         return values | memory_statistics(self._arena.rows.device)
 
     # --- events ---------------------------------------------------------------------------------------------------
@@ -112,14 +121,19 @@ class Worker:
                 if job is not None:
                     self._end(job)
                     self.counters["cancelled"] += 1
+                elif self._encode_requests is not None:
+                    self._encode_requests.drop(name)
             case Gone(identity):
+                if self._encode_requests is not None:
+                    self._encode_requests.drop_client(identity)
                 for job in [job for job in self._jobs.values() if job.name[0] == identity]:
                     self._end(job)
                     self.counters["cancelled"] += 1
 
     def _take(self, request: Request) -> None:
-        if isinstance(request.message, Encode):
-            self._refuse(request, "Encode goes to the engine")
+        message = request.message
+        if isinstance(message, Encode) and self._encode_requests is None:
+            self._refuse(request, "this worker hosts no encoder: Encode goes to the engine")
             return
         deaths = self._deaths(request.name)
         if deaths >= MAX_DEATHS:
@@ -127,6 +141,10 @@ class Worker:
             self._endpoint.fail(
                 request.name, ErrorCode.WORKER_CRASHED, f"{deaths} workers died while this request was running in them"
             )
+            return
+        if isinstance(message, Encode):
+            assert self._encode_requests is not None
+            self._encode_requests.take(request, message, deaths > 0)
             return
         job = read_job(request, deaths > 0, time.monotonic())
         complaint = self._complaint(job)
@@ -152,7 +170,7 @@ class Worker:
             if isinstance(text, SuppliedIds):
                 if self._encoder is None:
                     return "this worker hosts no encoder: supply embeddings", text.position
-                problem = self._encoder.check(text)
+                problem = self._encoder.check(text.token_ids)
                 if problem is not None:
                     return problem, text.position
             elif text.rows and text.embeddings.nbytes % (text.rows * self._dim) != 0:
@@ -272,7 +290,7 @@ class Worker:
             for entry in reserved:
                 ids = job.supplied[entry.key]
                 if isinstance(ids, SuppliedIds):
-                    self._encoder.add(entry, ids, job)
+                    self._encoder.fill(entry, ids, job)
             for entry in joined:
                 self._encoder.join(entry, job)
         job.supplied.clear()  # lets the message's frames go
@@ -286,16 +304,22 @@ class Worker:
         if self._encoder is None:
             return
         for text in self._encoder.take_finished():
-            job = self._jobs.get(text.job)
+            job = self._jobs.get(text.waiter)
             if job is None:
+                self._give(text)
                 continue
-            if not text.is_filled:
+            if not text.is_encoded:
                 self._endpoint.fail(job.name, ErrorCode.UNAVAILABLE, "the device has no memory to encode a text", 1000)
                 self._end(job)
                 continue
             job.unfilled.discard(text.key)
             if not job.unfilled and job.state is JobState.ENCODING:
                 self._start_scoring(job)
+
+    def _give(self, text: EncodedText) -> None:
+        """To an Encode; a job that has ended meanwhile is unknown there too."""
+        assert self._encode_requests is not None
+        self._encode_requests.give(text.waiter, text.key, text.embeddings if text.is_encoded else None)
 
     # --- scoring --------------------------------------------------------------------------------------------------
 

@@ -93,10 +93,10 @@ def test_only_who_waits_for_the_text_that_cannot_fit_is_told(tmp_path: Path, mad
         reserved = arena.directory.admit([], [NewEntry(key, length, length)])
         assert reserved is not None
         entries[number] = reserved[0]
-        hosted.add(reserved[0], SuppliedIds(0, "document", memoryview(array("i", [0] * length)), 0), job(number, key))
+        hosted.fill(reserved[0], SuppliedIds(0, "document", memoryview(array("i", [0] * length)), 0), job(number, key))
     hosted.launch()
     made[0].wait()
-    told = {text.job[1]: text.is_filled for text in hosted.take_finished()}
+    told = {text.waiter[1]: text.is_encoded for text in hosted.take_finished()}
     assert told == {0: True, 1: False, 2: True}
     for number, entry in entries.items():
         arena.directory.unpin([entry])  # as the worker does when the job ends

@@ -3,76 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
-import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from ipc.arrays import FrameWriter
 from ipc.client import ServiceClient
 from ipc.errors import ServiceFailed
 from ipc.messages import (
     KEY_BYTES,
-    MAX_MESSAGE_BYTES,
-    MAX_TEXTS,
-    Credits,
     Encode,
     ErrorCode,
-    Limits,
     Missing,
     Score,
     Scores,
     SuppliedEmbeddings,
     SuppliedTokens,
 )
-from ipc.running import RunningFile
-from ipc.service import Description, Endpoint
 from ipc.sockets import make_run_directory, remove_run_directory
-from scorer_worker.arena import Arena
-from scorer_worker.batcher import Batcher
-from scorer_worker.scorer import Scorer
-from scorer_worker.worker import Worker
-
-DIM = 8
-LIMIT = 20.0
-CLIENT = b"someone!"
-
-
-class RunningWorker:
-    """A real worker in a thread, on a real socket."""
-
-    def __init__(self, directory: Path, rows: int = 4096) -> None:
-        self.address = f"ipc://{directory}/worker.sock"
-        self._running_path = directory / "worker.running"
-        self._rows = rows
-        self._stopping = threading.Event()
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(started,))
-        self._thread.start()
-        assert started.wait(LIMIT)
-
-    def _run(self, started: threading.Event) -> None:
-        arena = Arena(self._rows * DIM * 4, DIM, torch.float32, torch.device("cpu"))
-        self.directory = arena.directory
-        limits = Limits(arena.directory.max_job_rows, MAX_MESSAGE_BYTES, MAX_TEXTS)
-        description = Description(DIM, b"f" * 16, limits, Credits(2**26, 2**20))
-        endpoint = Endpoint(self.address, description, lambda: self.worker.statistics(), time.monotonic)
-        batcher = Batcher(max_batch_pairs=64, max_batch_work=10**6, slice_work=10**5)
-        running = RunningFile(self._running_path)
-        self.worker = Worker(endpoint, arena, Scorer(arena), batcher, running, None, keep_entries=True)
-        started.set()
-        self.worker.run(self._stopping.is_set, lambda: None)
-        endpoint.close()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join(LIMIT)
-        assert not self._thread.is_alive()
+from tests.scorer_worker.running_worker import CLIENT, DIM, LIMIT, worker_and_client
 
 
 @pytest.fixture
@@ -80,19 +31,6 @@ def directory() -> Iterator[Path]:
     path = make_run_directory()
     yield path
     remove_run_directory(path)
-
-
-@contextlib.asynccontextmanager
-async def worker_and_client(directory: Path, rows: int = 4096) -> AsyncIterator[tuple[RunningWorker, ServiceClient]]:
-    worker = RunningWorker(directory, rows)
-    client = ServiceClient("worker", worker.address)
-    await client.start()
-    try:
-        await client.wait_ready(LIMIT)
-        yield worker, client
-    finally:
-        await client.close()
-        await asyncio.get_running_loop().run_in_executor(None, worker.stop)
 
 
 Rows = list[list[float]]
