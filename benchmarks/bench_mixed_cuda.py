@@ -34,12 +34,12 @@ from ipc.errors import ServiceFailed
 ENCODING = "100 new documents of 256 tokens"
 Load = tuple[list[str], int, int]  # options of `maxsimd bench`, requests, at a time
 LOADS: dict[str, Load] = {
-    ENCODING: (["--documents", "100", "--document-len", "256"], 400, 16),
-    "half of 200 documents cached": (["--documents", "200", "--document-len", "180", "--repeated", "0.5"], 300, 16),
-    "one new document of 2000 tokens": (["--documents", "1", "--document-len", "2000"], 4000, 64),
-    "10 new documents of 30 tokens": (["--documents", "10", "--document-len", "30"], 8000, 64),
+    ENCODING: (["--documents", "100", "--document-len", "256"], 120, 16),
+    "half of 200 documents cached": (["--documents", "200", "--document-len", "180", "--repeated", "0.5"], 100, 16),
+    "one new document of 2000 tokens": (["--documents", "1", "--document-len", "2000"], 1000, 64),
+    "10 new documents of 30 tokens": (["--documents", "10", "--document-len", "30"], 2000, 64),
     "1000 cached documents": (["--documents", "1000", "--repeated", "1"], 1000, 8),
-    "long and short": (["--documents", "3", "--document-len", "900", "--query-len", "300"], 2500, 64),
+    "long and short": (["--documents", "3", "--document-len", "900", "--query-len", "300"], 600, 64),
 }
 ENCODING_SHARE = 0.2  # of the time
 PROBE_INTERVAL, SAMPLE_INTERVAL = 0.01, 2.0  # seconds

@@ -56,10 +56,12 @@ def _load(model: LoadedModel, settings: EngineSettings) -> Encoder:
 
 def _check(child: Child, model: LoadedModel, encoder: Encoder, settings: EngineSettings) -> SelfCheck:
     """Before anything is served; the first time it takes about as long as loading."""
-    from engine.self_check_record import ensure_checked
+    from engine.self_check_record import ensure_checked, in_words
 
     child.report(Progress("self-check: comparing scores with a plain encoder's"))
-    return ensure_checked(model, encoder, settings.cache_directory)
+    check = ensure_checked(model, encoder, settings.cache_directory)
+    child.report(Progress(in_words(check)))
+    return check
 
 
 def _serve(child: Child, settings: EngineSettings, model: LoadedModel, encoder: Encoder, self_check: SelfCheck) -> int:

@@ -71,6 +71,14 @@ def ensure_checked(model: LoadedModel, encoder: Encoder, cache_directory: str | 
     return check
 
 
+def in_words(check: SelfCheck) -> str:
+    """One line for people."""
+    return (
+        f"self-check: {check.dtype} on {check.device}, {check.pairs} scores: at most {check.largest_difference:.1e} "
+        f"from a plain float32 encoder's, {check.tolerance:.1e} allowed"
+    )
+
+
 def describe(model: LoadedModel, encoder: Encoder) -> Subject:
     """All that decides what the check would find."""
     return Subject(

@@ -191,13 +191,15 @@ def _load_encoder(
     """
     child.report(Progress(f"loading {model.spec.name}"))
     from engine.encoder import Encoder
-    from engine.self_check_record import ensure_checked
+    from engine.self_check_record import ensure_checked, in_words
 
     asked = settings.model
     assert asked is not None
     encoder = Encoder.load(model, str(device), asked.dtype, settings.threads, asked.deterministic)
     child.report(Progress("self-check: comparing scores with a plain encoder's"))
-    return encoder, ensure_checked(model, encoder, settings.cache_directory)
+    check = ensure_checked(model, encoder, settings.cache_directory)
+    child.report(Progress(in_words(check)))
+    return encoder, check
 
 
 def _start_encoder(child: Child, settings: WorkerSettings, encoder: Encoder) -> tuple[EncoderThread, float]:

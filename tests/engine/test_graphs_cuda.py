@@ -6,11 +6,10 @@ from array import array
 from pathlib import Path
 
 import pytest
-import torch
 
 from engine.encoder import EncodedTexts, Encoder
 from engine.packing import PackedTexts
-from tests.engine.test_families_cuda import FAMILIES, load_family
+from tests.engine.test_families_cuda import FAMILIES, LEAST_COSINE, load_family
 
 pytestmark = pytest.mark.gpu
 
@@ -42,4 +41,6 @@ def test_a_graph_computes_what_launches_do(tmp_path: Path, family: str, heads: i
 
 def same(ours: EncodedTexts, theirs: EncodedTexts) -> None:
     assert ours.rows == theirs.rows
-    torch.testing.assert_close(ours.embeddings, theirs.embeddings, atol=2e-3, rtol=0)
+    # by rounding they differ: a graph's blocks of attention are those of long texts
+    cosines = (ours.embeddings * theirs.embeddings).sum(1)
+    assert float(cosines.min()) >= LEAST_COSINE["float16"]
