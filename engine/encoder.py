@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -130,10 +131,22 @@ class Encoder:
             return (
                 f"expansion: {expansion} rows of a text of {len(token_ids)} ids, expected at least one id before them"
             )
-        for token_id in (min(token_ids), max(token_ids)):
+        ids = np.frombuffer(token_ids, np.int32)  # a loop over a long text would hold Python's lock
+        for token_id in (int(ids.min()), int(ids.max())):
             if not 0 <= token_id < self._vocab_size:
                 return f"token_ids: {token_id}, expected 0 to {self._vocab_size - 1}, the model's vocabulary"
         return None
+
+    def num_rows(self, role: Role, token_ids: memoryview) -> int:
+        """How many of a text's rows are scored: all but those of skipped tokens.
+
+        Args:
+            token_ids: int32, as `check` lets them pass.
+        """
+        table = self._is_skipped[role]
+        if table is None:
+            return len(token_ids)
+        return len(token_ids) - int(np.count_nonzero(table.numpy()[np.frombuffer(token_ids, np.int32)]))
 
     @torch.inference_mode()
     def encode(self, texts: PackedTexts) -> EncodedTexts:

@@ -102,7 +102,7 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     if encoder is not None and thread is not None and model is not None:
         if device.type == "cuda":
             rehearse(thread, arena, settings.max_batch_tokens, model.max_positions)
-        hosted = _host(settings, model, arena, encoder, thread)
+        hosted = _host(settings, arena, encoder, thread)
     fingerprint = model.fingerprint if model is not None else _fingerprint_of_dim(arena.rows.shape[1])
     endpoint = Endpoint(
         settings.address,
@@ -216,24 +216,15 @@ def _start_encoder(child: Child, settings: WorkerSettings, encoder: Encoder) -> 
     return thread, settings.max_batch_tokens / seconds
 
 
-def _host(
-    settings: WorkerSettings, model: LoadedModel, arena: Arena, encoder: Encoder, thread: EncoderThread
-) -> HostedEncoder:
+def _host(settings: WorkerSettings, arena: Arena, encoder: Encoder, thread: EncoderThread) -> HostedEncoder:
     """The encoder's queue, in front of its thread."""
     from engine.encode_queue import EncodeQueue
     from scorer_worker.hosted_encoder import HostedEncoder
 
-    skipped = {
-        "query": frozenset(model.spec.query.skip_token_ids),
-        "document": frozenset(model.spec.document.skip_token_ids),
-    }
-
-    def num_rows(role: str, token_ids: memoryview) -> int:
-        some = skipped[role]
-        return len(token_ids) - sum(map(some.__contains__, token_ids)) if some else len(token_ids)
-
     running = RunningFile(Path(settings.running_path + ".encoder"))
-    return HostedEncoder(EncodeQueue(settings.max_batch_tokens), thread, arena, running, encoder.check, num_rows)
+    return HostedEncoder(
+        EncodeQueue(settings.max_batch_tokens), thread, arena, running, encoder.check, encoder.num_rows
+    )
 
 
 def _describe(

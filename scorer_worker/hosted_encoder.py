@@ -48,7 +48,7 @@ class HostedEncoder:
         arena: Arena,
         running: RunningFile,
         check: Callable[[memoryview], str | None],
-        num_rows: Callable[[str, memoryview], int],
+        num_rows: Callable[[Role, memoryview], int],
     ) -> None:
         self._queue = queue
         self._thread = thread
@@ -90,7 +90,7 @@ class HostedEncoder:
         job.unfilled.add(entry.key)
         self._queue.add(
             entry.key,
-            "query" if text.role == "query" else "document",
+            text.role,
             text.token_ids,
             text.expansion,
             job.name,

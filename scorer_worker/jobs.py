@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from ipc.arrays import ITEM_BYTES, split_keys
 from ipc.codec import num_pairs
-from ipc.messages import Score, SuppliedEmbeddings, SuppliedTokens
+from ipc.messages import Role, Score, SuppliedEmbeddings, SuppliedTokens
 from ipc.running import RequestName
 from ipc.service import Request
 from scorer_worker.store import Entry
@@ -47,7 +47,7 @@ class SuppliedIds:
     """One text's token ids, for the encoder that the worker hosts."""
 
     position: int
-    role: str
+    role: Role
     token_ids: memoryview  # int32
     expansion: int
 

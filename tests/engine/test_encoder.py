@@ -198,3 +198,11 @@ def test_a_dummy_has_random_weights_in_the_shapes_of_its_config(tmp_path: Path) 
         assert torch.equal(first.embeddings, second.embeddings), number
         assert first.embeddings.shape == (sum(first.rows), 8)
         assert not torch.equal(first.embeddings[0], first.embeddings[1])
+
+
+def test_rows_that_will_be_scored_are_known_before(encoder: Encoder) -> None:
+    ids = array("i", [CLS, BANG, 1000, BANG, SEP])
+    for role, expected in (("query", 5), ("document", 3)):
+        assert encoder.num_rows(role, memoryview(ids)) == expected  # type: ignore[arg-type]
+        rows = encoder.encode(PackedTexts([role], ids, [5], [0])).rows  # type: ignore[list-item]
+        assert rows == [expected]
