@@ -201,7 +201,7 @@ def test_a_dummy_has_random_weights_in_the_shapes_of_its_config(tmp_path: Path) 
 
 
 def test_rows_that_will_be_scored_are_known_before(encoder: Encoder) -> None:
-    ids = array("i", [CLS, BANG, 1000, BANG, SEP])
+    ids = array("i", [CLS, BANG, 2000, BANG, SEP])
     for role, expected in (("query", 5), ("document", 3)):
         assert encoder.num_rows(role, memoryview(ids)) == expected  # type: ignore[arg-type]
         rows = encoder.encode(PackedTexts([role], ids, [5], [0])).rows  # type: ignore[list-item]
