@@ -22,7 +22,7 @@ from frontend.call import Api
 from frontend.errors import RequestFailed, on_bug, on_failure, on_http_exception
 from frontend.metrics import Metrics
 from frontend.ranking import Ranker
-from frontend.routes import status
+from frontend.routes import embeddings, status
 from frontend.routes.nim import ranking
 from frontend.routes.rerank import rerank
 from frontend.routes.score import score
@@ -35,6 +35,11 @@ _ROUTES = [
     *(Route(path, rerank, methods=["POST"]) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
     *(Route(path, score, methods=["POST"]) for path in ("/score", "/v1/score")),
     *(Route(path, ranking, methods=["POST"]) for path in ("/v1/ranking", "/ranking")),
+    Route("/pooling", embeddings.pooling, methods=["POST"]),
+    Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
+    Route("/v1/multi-vector", embeddings.multi_vector, methods=["POST"]),
+    Route("/embed_all", embeddings.embed_all, methods=["POST"]),
+    Route("/encode", embeddings.encode, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
     Route("/v1/models", status.models),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from array import array
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -14,6 +16,7 @@ from frontend.admission import Admission, Ticket
 from frontend.app_config import AppConfig
 from frontend.auth import client_tag
 from frontend.body import announced_size, read_body
+from frontend.embedding import EmbeddingResult, EmbeddingTask
 from frontend.embeddings_input import decode_embeddings
 from frontend.errors import HttpError, RequestFailed, invalid
 from frontend.keys import bytes_of, effective_limit, key_maker
@@ -22,8 +25,10 @@ from frontend.ranking import EmbeddingsInput, Input, Ranker, RankingResult, Rank
 from frontend.repeated_documents import NamedDocuments, RepeatedDocuments
 from frontend.schemas import CommonBody, InputBody, InputObject, text_of
 from ipc.errors import ServiceFailed
-from ipc.messages import ErrorCode, ModelSpec, Role
+from ipc.messages import ErrorCode, FloatDType, ModelSpec, Role
 
+T = TypeVar("T")
+Written = TypeVar("Written")  # a body, or the pieces of one
 CHUNKED_GUESS = 65_536  # bytes that a body without Content-Length is taken for
 
 
@@ -139,19 +144,73 @@ class Call:
             RequestFailed, ServiceFailed: there is no answer.
             ClientDisconnect: nobody waits for one.
         """
-        scoring = asyncio.create_task(self.api.ranker.score(task))
-        leaving = asyncio.create_task(self._wait_disconnect())
-        try:
-            await asyncio.wait({scoring, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not scoring.done():
-                raise ClientDisconnect
-            result = scoring.result()
-        finally:
-            for task_ in (scoring, leaving):
-                task_.cancel()
-            await asyncio.gather(scoring, leaving, return_exceptions=True)
+        result = await self._unless_gone(self.api.ranker.score(task))
         self._count(result)
         return result
+
+    def make_embedding_task(
+        self,
+        body: CommonBody,
+        role: Role,
+        inputs: Sequence[str | Sequence[int]],
+        field: str,
+        dtype: FloatDType = "float32",
+    ) -> EmbeddingTask:
+        """What the encoder is asked. An input is a text, or a text's complete token ids.
+
+        Raises:
+            RequestFailed: an input is wrong, or there are too many; names the field.
+        """
+        self.check_count(inputs, field)
+        truncation = body.truncation is not False
+        limit = self._limit(body, role)
+        make_key = self._key_maker(body, role, limit, truncation)
+        keys = []
+        for value in inputs:
+            # 0xff is in no text: ids never have the name of one
+            data = bytes_of(value) if isinstance(value, str) else b"\xff" + array("i", value).tobytes()
+            self._text_bytes += len(data)
+            keys.append(make_key(data))
+        self._ticket.set_text_bytes(self._text_bytes)
+        return EmbeddingTask(
+            inputs=inputs,
+            keys=keys,
+            role=role,
+            dtype=dtype,
+            client=client_tag(self._key_digest, self._peer()),
+            deadline=self._started + self._timeout(body.timeout_ms),
+            limit=limit,
+            truncation=truncation,
+            names=[f"{field}[{place}]" for place in range(len(inputs))],
+        )
+
+    async def embed(
+        self, task: EmbeddingTask, write: Callable[[EmbeddingResult], Written]
+    ) -> tuple[EmbeddingResult, Written]:
+        """The embeddings, and what `write` makes of them in another thread; the rest as `score`."""
+        result, written = await self._unless_gone(self.api.ranker.embed(task, write))
+        self.api.metrics.prompt_tokens.inc(result.prompt_tokens)
+        self.api.metrics.encoded_tokens.inc(result.encoded_tokens)
+        self.api.admission.learn(self._ticket, result.encoded_tokens, time.monotonic() - self._started)
+        return result, written
+
+    async def _unless_gone(self, work: Coroutine[None, None, T]) -> T:
+        """What `work` returns; it is cancelled if the client goes meanwhile.
+
+        Raises:
+            ClientDisconnect: nobody waits for the answer.
+        """
+        working = asyncio.create_task(work)
+        leaving = asyncio.create_task(self._wait_disconnect())
+        try:
+            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise ClientDisconnect
+            return working.result()
+        finally:
+            for task in (working, leaving):
+                task.cancel()
+            await asyncio.gather(working, leaving, return_exceptions=True)
 
     def timing_headers(self, result: RankingResult) -> dict[str, str]:
         """The stages' times, only with --expose-timings: they tell what was in the store."""

@@ -16,6 +16,16 @@ class Dialect(enum.StrEnum):
     COHERE = "cohere"
     TEI = "tei"
     INFINITY = "infinity"
+    JINA = "jina"
+    NEXT_PLAID = "next-plaid"
+
+
+_BY_PATH = {
+    "/embed_all": Dialect.TEI,
+    "/encode": Dialect.NEXT_PLAID,
+    "/rerank_with_encoding": Dialect.NEXT_PLAID,
+    "/v1/multi-vector": Dialect.JINA,
+}
 
 
 def dialect_of(scope: Scope) -> Dialect:
@@ -23,7 +33,8 @@ def dialect_of(scope: Scope) -> Dialect:
     known = scope.get(_KEY)
     if isinstance(known, Dialect):
         return known
-    return Dialect.COHERE if scope["path"].startswith("/v2/") else Dialect.VLLM
+    path = scope["path"]
+    return _BY_PATH.get(path, Dialect.COHERE if path.startswith("/v2/") else Dialect.VLLM)
 
 
 def speak(scope: Scope, dialect: Dialect) -> None:

@@ -57,6 +57,14 @@ HTTP_STATUS: dict[ErrorCode | HttpError, tuple[int, str]] = {
 _RETRY = (429, 503)
 TEI_TYPES = {400: "validation", 413: "validation", 429: "overloaded", 503: "unhealthy"}
 
+NEXT_PLAID_CODES = {400: "BAD_REQUEST", 429: "RATE_LIMITED", 503: "SERVICE_UNAVAILABLE"}
+JINA_CODES = {
+    401: "AUTH_INVALID_API_KEY",
+    404: "INPUT_MODEL_NOT_FOUND",
+    429: "RATE_LIMIT_EXCEEDED",
+    503: "SERVICE_TIMEOUT",
+}
+
 
 class RequestFailed(Exception):
     """A request that gets an error. `message` names the field and the rule; `param` is the field."""
@@ -84,8 +92,8 @@ def plain_error(status: int, message: str) -> bytes:
 
 
 def error_response(scope: Scope, error: RequestFailed | ServiceFailed) -> Response:
-    """The error in the caller's dialect: Cohere's on /v2, TEI's for its bodies, else vLLM's and OpenAI's, with `detail`
-    and `message` for clients that read those (Jina's, Cohere's v1)."""
+    """The error in the caller's dialect: Cohere's on /v2, TEI's, Jina's and next-plaid's for their bodies, else vLLM's,
+    which is OpenAI's, with `detail` and `message` for clients that read those (Jina's rerankers, Cohere's v1)."""
     status, kind = HTTP_STATUS[error.code]
     message = error.message if len(error.message) <= MAX_MESSAGE else error.message[:MAX_MESSAGE] + "..."
     param = error.param if isinstance(error, RequestFailed) else None
@@ -95,6 +103,11 @@ def error_response(scope: Scope, error: RequestFailed | ServiceFailed) -> Respon
             body = {"message": message, "id": scope.get("maxsimd.request_id", "")}
         case Dialect.TEI:
             body = {"error": message, "error_type": TEI_TYPES.get(status, "backend")}
+        case Dialect.NEXT_PLAID:
+            body = {"code": NEXT_PLAID_CODES.get(status, "INTERNAL_ERROR"), "message": message}
+        case Dialect.JINA:
+            code = JINA_CODES.get(status, "INPUT_INVALID" if status < 500 else "SERVICE_UNAVAILABLE")
+            body = {"detail": message, "code": code, "request_id": scope.get("maxsimd.request_id", "")}
         case _:
             inner = {"message": message, "type": kind, "param": param, "code": status}
             body = {"error": inner, "detail": message, "message": message}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
+from frontend.embedding import EmbeddingResult, EmbeddingTask
 from frontend.tokenizer import StatelessTokenizer
 from ipc.messages import FloatDType, ModelSpec, Role, SelfCheck
+
+T = TypeVar("T")
 
 
 class TextInput(msgspec.Struct, frozen=True, gc=False):  # a thousand of them to a request: cheaper than a dataclass
@@ -24,7 +27,7 @@ class TextInput(msgspec.Struct, frozen=True, gc=False):  # a thousand of them to
 class EmbeddingsInput:
     """A client's own token embeddings: [rows, dim], little-endian, row by row."""
 
-    embeddings: bytes
+    embeddings: bytes | memoryview
     dtype: FloatDType
     rows: int
     dim: int
@@ -94,5 +97,6 @@ class Ranker(Protocol):
     @property
     def is_ready(self) -> bool: ...
     async def score(self, task: RankingTask) -> RankingResult: ...
+    async def embed(self, task: EmbeddingTask, write: Callable[[EmbeddingResult], T]) -> tuple[EmbeddingResult, T]: ...
     async def statistics(self) -> dict[str, dict[str, float]]: ...
     def special_tokens(self, role: Role) -> int: ...

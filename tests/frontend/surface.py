@@ -7,7 +7,8 @@ import base64
 import math
 import struct
 from array import array
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import httpx
 from starlette.types import ASGIApp
@@ -19,11 +20,14 @@ from tokenizers.processors import BertProcessing
 from frontend.admission import Admission
 from frontend.app import create_app
 from frontend.app_config import AppConfig
+from frontend.embedding import EmbeddingResult, EmbeddingTask
+from frontend.encoding import EncodedText
 from frontend.metrics import Metrics
 from frontend.ranking import EmbeddingsInput, Input, RankingResult, RankingTask, TextInput, Timings
 from frontend.tokenizer import StatelessTokenizer
-from ipc.messages import ModelSpec, Role, SelfCheck, TextSpec
+from ipc.messages import FloatDType, ModelSpec, Role, SelfCheck, TextSpec
 
+T = TypeVar("T")
 LIMIT = 10.0  # seconds that anything here may take
 SPEC = ModelSpec("the-model", 4, TextSpec(max_length=32), TextSpec(max_length=180))
 SELF_CHECK = SelfCheck(24, 2e-6, 1e-3, "float32", "cpu", 1_700_000_000)
@@ -60,6 +64,7 @@ class WordRanker:
         self.has_encoder = spec is not None
         self.is_ready = True
         self.tasks: list[RankingTask] = []
+        self.embedding_tasks: list[EmbeddingTask] = []
         self.failure: Exception | None = None
         self.may_answer: asyncio.Event | None = None  # None: at once
         self.cancelled = 0
@@ -88,6 +93,26 @@ class WordRanker:
             document_prompt_tokens=[tokens_of(document) for document in task.documents],
             timings=Timings(tokenize=0.001, score=0.002),
         )
+
+    async def embed(self, task: EmbeddingTask, write: Callable[[EmbeddingResult], T]) -> tuple[EmbeddingResult, T]:
+        """Each token of a text, or its character, is a row of four ascending numbers."""
+        self.embedding_tasks.append(task)
+        if self.failure is not None:
+            raise self.failure
+        texts = [embeddings_of(value, task.dtype) for value in task.inputs]
+        tokens = sum(text.rows for text in texts)
+        result = EmbeddingResult(texts, 4, task.dtype, tokens, tokens, 0.001, 0.002)
+        return result, await asyncio.to_thread(write, result)
+
+
+def embeddings_of(value: str | Sequence[int], dtype: FloatDType) -> EncodedText:
+    ids = [ord(letter) for letter in value] if isinstance(value, str) else list(value)
+    packed = [struct.pack("<f", token + place / 8) for token in ids for place in range(4)]
+    if dtype == "float16":
+        packed = [struct.pack("<e", *struct.unpack("<f", four)) for four in packed]
+    if dtype == "bfloat16":
+        packed = [four[2:] for four in packed]
+    return EncodedText(memoryview(b"".join(packed)), len(ids))
 
 
 def score_of(query: Input, document: Input) -> float:

@@ -1,0 +1,121 @@
+"""From texts to token ids, and from those to token embeddings: the steps that scoring and embeddings out share."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from frontend.tokenizer import StatelessTokenizer
+from ipc.arrays import ITEM_BYTES, FrameWriter
+from ipc.client import Frames, ServiceClient
+from ipc.errors import ServiceFailed
+from ipc.messages import Encode, Encoded, ErrorCode, FloatDType, Role
+
+TOKENISE_TEXTS = 128  # texts in one call of the tokenizer: bounds its memory
+
+
+@dataclass(slots=True)
+class TokenizedText:
+    """One text's ids; the last `expansion` of them are expansion rows."""
+
+    token_ids: array[int]
+    expansion: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.token_ids) - self.expansion
+
+
+@dataclass(slots=True)
+class EncodedText:
+    """One text's token embeddings, [rows, dim] of the dtype that was asked for, little-endian."""
+
+    embeddings: memoryview
+    rows: int
+
+
+async def tokenise(
+    executor: Executor,
+    tokenizer: StatelessTokenizer,
+    role: Role,
+    texts: Sequence[str],
+    limit: int,
+    truncation: bool,
+    names: Sequence[str],
+) -> list[TokenizedText]:
+    """The ids of texts of one role, made in other threads; the rest as `StatelessTokenizer.encode`."""
+    loop = asyncio.get_running_loop()
+    tokenized: list[TokenizedText] = []
+    for start in range(0, len(texts), TOKENISE_TEXTS):
+        some = slice(start, start + TOKENISE_TEXTS)
+        result = await loop.run_in_executor(
+            executor, tokenizer.encode, role, texts[some], limit, truncation, names[some]
+        )
+        offset = 0
+        for length, expansion in zip(result.lengths, result.expansion, strict=True):
+            tokenized.append(TokenizedText(result.token_ids[offset : offset + length], expansion))
+            offset += length
+    return tokenized
+
+
+async def encode(
+    service: ServiceClient,
+    role: Role,
+    texts: Sequence[TokenizedText],
+    keys: Sequence[bytes],
+    client: bytes,
+    deadline: float,
+    dtype: FloatDType = "float32",
+) -> list[EncodedText]:
+    """Have a service encode tokenised texts.
+
+    Args:
+        keys: equal ones are encoded once, whoever asks.
+        client: whose turn it is.
+        deadline: in loop time.
+
+    Raises:
+        ServiceFailed: there is no answer; `which` is the place of the text to blame.
+    """
+    writer = FrameWriter()
+    token_ids = concatenate(texts)
+    message = Encode(
+        epoch=0,
+        request_id=0,
+        client=client,
+        budget_ms=0,
+        role=role,
+        keys=writer.add_keys(keys),
+        lengths=writer.add_ints(len(text.token_ids) for text in texts),
+        expansion=writer.add_ints(text.expansion for text in texts),
+        token_ids=writer.add_ints(token_ids),
+        reply=dtype,
+    )
+    answer, frames = await service.request(message, writer.frames, deadline, tokens=len(token_ids))
+    if not isinstance(answer, Encoded) or answer.embeddings.dtype != dtype:
+        raise ServiceFailed(ErrorCode.INTERNAL, f"the {service.name} answered an Encode with {type(answer).__name__}")
+    return list(_cut_rows(answer, frames, len(texts)))
+
+
+def concatenate(texts: Sequence[TokenizedText]) -> array[int]:
+    """The ids of all texts, one after the other."""
+    token_ids = array("i")
+    for text in texts:
+        token_ids.extend(text.token_ids)
+    return token_ids
+
+
+def _cut_rows(answer: Encoded, frames: Frames, count: int) -> Iterator[EncodedText]:
+    """The texts' embeddings, as views of the one frame they came in."""
+    rows = frames[answer.rows.frame - 1].cast("i")
+    if len(rows) != count:
+        raise ServiceFailed(ErrorCode.INTERNAL, "the encoder answered with another number of texts")
+    data = frames[answer.embeddings.frame - 1]
+    row_bytes = answer.embeddings.shape[1] * ITEM_BYTES[answer.embeddings.dtype]
+    offset = 0
+    for num_rows in rows:
+        yield EncodedText(data[offset : offset + num_rows * row_bytes], num_rows)
+        offset += num_rows * row_bytes
