@@ -121,7 +121,8 @@ class EncoderThread:
         self._batches.put(texts)
 
     def wait(self) -> None:
-        """Until a batch has finished. For start-up, before there is a loop."""
+        """Until a batch has finished, or is about to be handed over: `take` may still find none. For start-up, before
+        there is a loop."""
         select.select([self.descriptor], [], [])
 
     def take(self) -> EncodedBatch | None:
@@ -152,8 +153,7 @@ class EncoderThread:
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - handed over: the control thread raises it
-            self._finished.put(error)
-            os.eventfd_write(self.descriptor, 1)
+            self._hand_over(error)
 
     def _launch_all(self) -> None:
         if self._encoder.device.type == "cuda":
@@ -189,8 +189,12 @@ class EncoderThread:
         seconds = now - max(batch.started, self._last_delivery)  # the device had one batch after the other
         self._last_delivery = now
         encoded = batch.encoded
-        self._finished.put(EncodedBatch(batch.texts, encoded.embeddings, encoded.rows, batch.failed, seconds))
+        self._hand_over(EncodedBatch(batch.texts, encoded.embeddings, encoded.rows, batch.failed, seconds))
+
+    def _hand_over(self, finished: EncodedBatch | BaseException) -> None:
+        """In this order: who finds it in the queue finds the descriptor readable, and may read it."""
         os.eventfd_write(self.descriptor, 1)
+        self._finished.put(finished)
 
     def _encode(self, texts: Sequence[QueuedText]) -> tuple[EncodedTexts, frozenset[int]]:
         """The embeddings, and the places of the texts that have none for want of memory.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import select
 import threading
 from array import array
 from collections.abc import Iterator
@@ -102,3 +104,36 @@ def test_closing_lets_the_last_batch_end(encoder: Gated) -> None:
     batch = take(thread)
     thread.close()
     assert batch.split()[0].tolist() == [[3.0]] and not batch.failed
+
+
+class Noticed:
+    """A queue whose items are taken before whoever put them does anything else."""
+
+    def __init__(self, thread: EncoderThread) -> None:
+        self.thread = thread
+        self.items: list[object] = []
+        self.taken: list[EncodedBatch | None] = []
+        self.errors: list[BaseException] = []
+        self.is_done = threading.Event()
+
+    def put(self, item: object) -> None:
+        self.items.append(item)
+        try:
+            self.taken.append(self.thread.take())
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            self.errors.append(error)
+        self.is_done.set()
+
+    def get_nowait(self) -> object:
+        return self.items.pop()
+
+
+def test_a_batch_may_be_taken_as_soon_as_it_is_there(encoder: Gated, thread: EncoderThread) -> None:
+    finished = Noticed(thread)
+    thread._finished = cast("queue.SimpleQueue[EncodedBatch | BaseException]", finished)
+    thread.submit([text(3)])
+    encoder.gate.release()
+    assert finished.is_done.wait(LIMIT)
+    assert not finished.errors
+    assert [batch.rows if batch else None for batch in finished.taken] == [[1]]
+    assert not select.select([thread.descriptor], [], [], 0)[0]
