@@ -1,0 +1,239 @@
+"""docs/benchmarks.md and the figures of README.md, written from the result files of one GPU.
+
+python -m benchmarks.headlines
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring import RESULTS
+from benchmarks.plots import SOURCES
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- figures: python -m benchmarks.headlines -->", "<!-- end of figures -->"
+# vLLM 0.26.0 on one H100 80GB, torch 2.11, the same load and model shape; measured for this project, 2026-11
+VLLM = {
+    "own_command": 77.0,
+    "compiled": 161.0,
+    "four_api_servers": 266.0,
+    "four_api_servers_p99_ms": 300.0,
+    "new_documents": 1696.0,
+    "new_documents_p50_ms": 717.0,
+    "repeated_documents": 839.0,
+}
+VLLM_NOTE = (
+    "vLLM's figures are of 0.26.0 on an H100 (80 GB HBM3), measured with the same load generator's sampling, model "
+    "shape and number of API servers; ours are of an H200, whose matrix products are as fast and whose memory is "
+    "faster. The two were not run side by side."
+)
+
+
+def page() -> str:
+    """docs/benchmarks.md."""
+    encoding, earlier = _read("pr35330-cuda-printed"), _read("pr35330-cuda")
+    serving, encoder, scoring = _read("serving-cuda"), _read("encoder-cuda"), _read("scoring-cuda")
+    parts = [
+        "# Benchmarks",
+        "Generated from `benchmarks/results/` by `python -m benchmarks.headlines`, plots by `python -m "
+        "benchmarks.plots`. [numbers.md](numbers.md) has every table, also those of a CPU.",
+        VLLM_NOTE,
+        _encoding(encoding, earlier),
+        _cached(serving),
+        _latency(serving),
+        _api_servers(serving),
+        _encoder(encoder),
+        _kernel(scoring),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def figures() -> str:
+    """The table of README.md."""
+    encoding, serving = _read("pr35330-cuda-printed"), _read("serving-cuda")
+    nothing, cached, new = encoding["nothing_cached"], encoding["cached"], encoding["new_100_documents"]
+    eight = serving["cached_1000_documents"]["8_at_a_time"]
+    rows = [
+        [
+            "PR 35330's benchmark: one query of 1,380 tokens, a document of 673 each, nothing cached",
+            f"{nothing['request_throughput']:.0f} requests/s, p99 {nothing['latency']['p99_ms']:.0f} ms",
+            f"{VLLM['four_api_servers']:.0f} requests/s, p99 {VLLM['four_api_servers_p99_ms']:.0f} ms",
+        ],
+        [
+            "the same, store on: the query repeats, no document does",
+            f"{cached['request_throughput']:.0f} requests/s, p99 {cached['latency']['p99_ms']:.0f} ms",
+            "as above: it has no store",
+        ],
+        [
+            "100 new documents of 256 tokens a request",
+            f"{new['document_throughput']:,.0f} documents/s",
+            f"{VLLM['new_documents']:,.0f} documents/s",
+        ],
+        [
+            "1000 documents of 256 tokens, the same for every query (maxsimd: embedded model, dim 384)",
+            f"{eight['document_throughput']:,.0f} documents/s, p50 {eight['latency']['median_ms']:.0f} ms",
+            f"{VLLM['repeated_documents']:,.0f} documents/s",
+        ],
+    ]
+    head = ["one GPU", f"maxsimd, {encoding['gpu'].removeprefix('NVIDIA ')}", "vLLM 0.26.0, H100"]
+    return "\n".join([*_table(head, rows), "", VLLM_NOTE, "", "More: [docs/benchmarks.md](docs/benchmarks.md)."])
+
+
+LOADS = {
+    "nothing_cached": "PR 35330's mix, nothing cached, 64 at a time",
+    "cached": "PR 35330's mix, store on, 64 at a time",
+    "new_100_documents": "100 new documents x 256 tokens, 16 at a time",
+}
+
+
+def _encoding(results: dict[str, Any], earlier: dict[str, Any]) -> str:
+    """
+    Args:
+        earlier: a run that was whole, with the encoder alone beside it.
+    """
+    rows = [[label, *_rates(results[name]), ""] for name, label in LOADS.items()]
+    for name, label in LOADS.items():
+        share = f"{earlier[name]['share_of_encoder_alone']:.2f}"
+        rows.append([f"{label}; commit {earlier['commit'][:7]}", *_rates(earlier[name]), share])
+    four, p99 = f"{VLLM['four_api_servers']:.0f}", f"{VLLM['four_api_servers_p99_ms']:.0f}"
+    new = [f"{VLLM['new_documents']:,.0f}", f"{VLLM['new_documents_p50_ms']:.0f}", "1687"]
+    rows += [
+        ["vLLM: PR 35330's mix, PR's own command", f"{VLLM['own_command']:.0f}", "", "", "", ""],
+        ["vLLM: compiled, one API server", f"{VLLM['compiled']:.0f}", "", "", "", ""],
+        ["vLLM: compiled, four API servers", four, "", "228", p99, ""],
+        ["vLLM: 100 new documents x 256 tokens", "17.0", *new, ""],
+    ]
+    head = ["load, four API servers", "requests/s", "documents/s", "p50 ms", "p99 ms", "share of the encoder alone"]
+    text = (
+        f"jina-colbert-v2's shape, random weights, {results['dtype']}. 'Nothing cached' means that query and "
+        "document are encoded for every request. The share is of the tokens that the encoder alone takes in the same "
+        "time, measured between the servers in the same run: the rest is what HTTP, tokenising, IPC and scoring cost. "
+        + results["note"]
+    )
+    return _section("New documents", results, text, head, rows)
+
+
+def _rates(part: dict[str, Any]) -> list[str]:
+    return [f"{part['request_throughput']:.1f}", *_load(part)]
+
+
+def _cached(results: dict[str, Any]) -> str:
+    rows = [[name.replace("_", " "), *_load(part)] for name, part in results["cached_1000_documents"].items()]
+    rows.append(
+        ["vLLM, 8 at a time: encodes all of them again", f"{VLLM['repeated_documents']:,.0f}", "8,915", "17,940"]
+    )
+    text = (
+        f"1000 documents of 256 tokens, the same for every query, documents not sent back; 8 API servers; "
+        f"{Path(results['model']).name}, dim 384."
+    )
+    return _section("Cached documents", results, text, ["", "documents/s", "p50 ms", "p99 ms"], rows)
+
+
+def _latency(results: dict[str, Any]) -> str:
+    rows = []
+    for name, label in (("100_cached_documents_by_rate", "100 cached"), ("10_new_documents_by_rate", "10 new")):
+        for part in results[name]:
+            latency = part["latency"]
+            rows.append(
+                [
+                    label,
+                    str(part["rate"]),
+                    f"{part['request_throughput']:.0f}",
+                    f"{latency['median_ms']:.1f}",
+                    f"{latency['p99_ms']:.1f}",
+                    str(part["failed"]),
+                ]
+            )
+    text = "Open loop: requests start at random times, and latency counts from when each was due. 8 API servers."
+    head = ["documents of 256 tokens", "requests/s asked", "answered", "p50 ms", "p99 ms", "refused"]
+    return _section("Latency against load", results, text, head, rows) + _plot("latency-by-load")
+
+
+def _api_servers(results: dict[str, Any]) -> str:
+    rows = [
+        [
+            str(part["api_servers"]),
+            f"{part['document_throughput']:,.0f}",
+            f"{part['latency']['p99_ms']:.1f}",
+            f"{part['device_memory_mib_idle']:,.0f}",
+            f"{part['device_memory_mib_after_load']:,.0f}",
+            str(part["cuda_processes"]),
+        ]
+        for part in results["by_api_servers"]
+    ]
+    text = (
+        "1000 cached documents a request, 8 at a time. Memory is the device's, of all processes, with a store of 8 GiB."
+    )
+    head = ["API servers", "documents/s", "p99 ms", "MiB idle", "MiB after load", "CUDA processes"]
+    title = "Throughput and memory against the number of API servers"
+    return _section(title, results, text, head, rows) + _plot("throughput-by-api-servers")
+
+
+def _encoder(results: dict[str, Any]) -> str:
+    rows = []
+    for shape, part in results["shapes"].items():
+        ours, torchs = (part[name] for name in part if name != "matmul_tflops")
+        shares = [f"{ours['share']:.2f}", f"{torchs['share']:.2f}"]
+        rows.append([shape, f"{ours['tokens_per_second']:,.0f}", *shares, f"{part['matmul_tflops']:.0f}"])
+    text = "Share: of the rate of an 8192^3 matrix product, which takes turns with the others in the same run."
+    head = ["batch", "tokens/s", "share", "torch's operations one by one", "product TFLOP/s"]
+    return _section("The encoder alone", results, text, head, rows) + _plot("encoder-share")
+
+
+def _kernel(results: dict[str, Any]) -> str:
+    rows = [
+        [name, part["workload"], f"{part['device_us']:.1f}", f"{part['times_floor']:.2f}", f"{part['call_us']:.0f}"]
+        for name, part in results["workloads"].items()
+    ]
+    text = (
+        f"Floor: the bytes at {results['copy_tb_s']:.2f} TB/s, which a copy reaches, or the products at "
+        f"{results['matmul_tflop_s']:.0f} TFLOP/s, whichever takes longer. Documents lie scattered in a store whose "
+        "content was replaced ten times."
+    )
+    head = ["", "workload", "on the device us", "times floor", "whole call us"]
+    return _section("MaxSim", results, text, head, rows) + _plot("kernel-over-floor")
+
+
+def _load(part: dict[str, Any]) -> list[str]:
+    latency = part["latency"]
+    return [f"{part['document_throughput']:,.0f}", f"{latency['median_ms']:.1f}", f"{latency['p99_ms']:.1f}"]
+
+
+def _section(title: str, results: dict[str, Any], text: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    machine = results["machine"]
+    origin = f"`{results['command']}`, commit {results['commit'][:7]}, {results['gpu']}, {machine['cores']} cores."
+    return "\n".join([f"## {title}", "", text, "", origin, "", *_table(head, rows)])
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _plot(name: str) -> str:
+    assert name in SOURCES
+    return f"\n\n![{name.replace('-', ' ')}](plots/{name}.svg)"
+
+
+def _read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return content
+
+
+def in_readme(readme: str) -> str:
+    """README.md with the figures of now."""
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{figures()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "benchmarks.md").write_text(page(), "utf-8")
+    readme = ROOT / "README.md"
+    readme.write_text(in_readme(readme.read_text("utf-8")), "utf-8")
