@@ -23,6 +23,7 @@ from frontend.errors import RequestFailed, on_bug, on_failure, on_http_exception
 from frontend.metrics import Metrics
 from frontend.ranking import Ranker
 from frontend.routes import embeddings, status
+from frontend.routes.next_plaid import rerank_with_encoding
 from frontend.routes.nim import ranking
 from frontend.routes.rerank import rerank
 from frontend.routes.score import score
@@ -40,6 +41,7 @@ _ROUTES = [
     Route("/v1/multi-vector", embeddings.multi_vector, methods=["POST"]),
     Route("/embed_all", embeddings.embed_all, methods=["POST"]),
     Route("/encode", embeddings.encode, methods=["POST"]),
+    Route("/rerank_with_encoding", rerank_with_encoding, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
     Route("/v1/models", status.models),

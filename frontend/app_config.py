@@ -11,7 +11,7 @@ import msgspec
 
 from frontend.auth import digest_of
 from frontend.config import ServeConfig
-from frontend.schemas import ScoreMode
+from frontend.json_body import ScoreMode
 
 
 class AppConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

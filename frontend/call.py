@@ -15,9 +15,10 @@ from starlette.requests import ClientDisconnect, Request
 from frontend.admission import Admission, Ticket
 from frontend.app_config import AppConfig
 from frontend.auth import client_tag
+from frontend.binary_body import is_binary
 from frontend.body import announced_size, read_body
 from frontend.embedding import EmbeddingResult, EmbeddingTask
-from frontend.embeddings_input import decode_embeddings
+from frontend.embeddings_input import EmbeddingsPayload, decode_embeddings, decode_sent
 from frontend.errors import HttpError, RequestFailed, invalid
 from frontend.keys import bytes_of, effective_limit, key_maker
 from frontend.metrics import Metrics
@@ -29,6 +30,8 @@ from ipc.messages import ErrorCode, FloatDType, ModelSpec, Role
 
 T = TypeVar("T")
 Written = TypeVar("Written")  # a body, or the pieces of one
+GivenInput = InputBody | EmbeddingsInput  # as JSON has it, or already decoded
+LARGE_BODY = 2**20  # bytes: embeddings in it are decoded in a thread, one text at a time
 CHUNKED_GUESS = 65_536  # bytes that a body without Content-Length is taken for
 
 
@@ -65,6 +68,7 @@ class Call:
         self.api = api_of(request)
         self._ticket = ticket
         self._body = body
+        self.body_bytes = len(body)
         self._request = request
         self._started = started
         self._text_bytes = 0  # of the texts that `_read` has seen
@@ -74,6 +78,10 @@ class Call:
         """The body, once: a large one is not kept beside the texts it was decoded to."""
         body, self._body = self._body, b""
         return body
+
+    @property
+    def has_binary_body(self) -> bool:
+        return is_binary(self._request.headers.get("content-type"))
 
     @property
     def request_id(self) -> str:
@@ -102,11 +110,23 @@ class Call:
         if len(inputs) > limit:
             raise invalid(f"{field}: {len(inputs)}, at most {limit} (--max-documents-per-request)", field)
 
+    async def decode_embeddings(self, inputs: Sequence[GivenInput], field: str) -> Sequence[GivenInput]:
+        """The inputs, with embeddings decoded where they are many: in a thread, so that others are served meanwhile.
+
+        Raises:
+            RequestFailed: some are not what their shape says; names the field.
+        """
+        if self.body_bytes < LARGE_BODY:
+            return inputs
+        return await asyncio.to_thread(
+            lambda: [_decoded(value, f"{field}[{place}]") for place, value in enumerate(inputs)]
+        )
+
     def make_task(
         self,
         body: CommonBody,
-        queries: Sequence[InputBody],
-        documents: Sequence[InputBody],
+        queries: Sequence[GivenInput],
+        documents: Sequence[GivenInput],
         pairs: Sequence[tuple[int, int]] | None,
         fields: tuple[str, str],
     ) -> RankingTask:
@@ -234,7 +254,7 @@ class Call:
         return effective_limit(spec, role, wanted, self.api.ranker.special_tokens(role), field)
 
     def _read_documents(
-        self, body: CommonBody, documents: Sequence[InputBody], names: str, limit: int, truncation: bool
+        self, body: CommonBody, documents: Sequence[GivenInput], names: str, limit: int, truncation: bool
     ) -> Sequence[Input]:
         """As `_read`; a list of texts that came before has its names already."""
         rules = (self.api.ranker.fingerprint, limit, truncation, self._salt(body))
@@ -251,7 +271,7 @@ class Call:
         self,
         body: CommonBody,
         role: Role,
-        inputs: Sequence[InputBody],
+        inputs: Sequence[GivenInput],
         names: Sequence[str] | str,
         limit: int,
         truncation: bool,
@@ -259,6 +279,9 @@ class Call:
         make_key: Callable[[bytes], bytes] | None = None
         result: list[Input] = []
         for index, value in enumerate(inputs):
+            if isinstance(value, EmbeddingsInput):
+                result.append(value)
+                continue
             if isinstance(value, str):
                 text: str | None = value
             else:
@@ -348,6 +371,19 @@ async def admitted(request: Request) -> AsyncIterator[Call]:
         ticket.release()
 
 
+def _decoded(value: GivenInput, name: str) -> GivenInput:
+    is_embeddings = isinstance(value, InputObject) and text_of(value, name) is None
+    return _embeddings_of(value, name) if is_embeddings else value  # type: ignore[arg-type]  # not decoded twice
+
+
 def _embeddings_of(value: InputBody, name: str) -> EmbeddingsInput:
-    assert isinstance(value, InputObject) and value.embeddings is not None
-    return decode_embeddings(value.embeddings, name)
+    """
+    Raises:
+        RequestFailed: they are not what their shape says.
+    """
+    assert isinstance(value, InputObject)
+    if value.embeddings_b64 is None:
+        return decode_sent(value.embeddings, name)
+    if value.shape is None:
+        raise invalid(f"{name}.shape: required beside embeddings_b64", f"{name}.shape")
+    return decode_embeddings(EmbeddingsPayload(value.embeddings_b64, value.shape), name, f"{name}.embeddings_b64")

@@ -11,7 +11,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from frontend.errors import invalid
-from frontend.schemas import CommonBody, ScoreUsage, Usage, decode_body
+from frontend.json_body import decode_body
+from frontend.schemas import CommonBody, ScoreUsage, Usage
 from ipc.messages import FloatDType, Role
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -72,6 +73,24 @@ class EncodeBody(EmbeddingBody, frozen=True, kw_only=True):
     texts: list[str]
     encoding_format: Literal["float", "base64"] | None = None
     pool_factor: int | None = None
+
+
+class RerankWithEncodingBody(CommonBody, frozen=True, kw_only=True):
+    """POST /rerank_with_encoding: next-plaid's."""
+
+    query: str
+    documents: list[str]
+    pool_factor: int | None = None
+
+
+class NextPlaidRank(msgspec.Struct, frozen=True):
+    index: int
+    score: float
+
+
+class NextPlaidAnswer(msgspec.Struct, frozen=True):
+    results: list[NextPlaidRank]
+    num_documents: int
 
 
 class PooledText(msgspec.Struct, frozen=True):
@@ -153,6 +172,7 @@ _pooling = msgspec.json.Decoder(PoolingBody)
 _embeddings = msgspec.json.Decoder(EmbeddingsBody)
 _embed_all = msgspec.json.Decoder(EmbedAllBody)
 _encode = msgspec.json.Decoder(EncodeBody)
+_rerank_with_encoding = msgspec.json.Decoder(RerankWithEncodingBody)
 
 
 def decode_pooling(body: bytes) -> PoolingBody:
@@ -192,6 +212,11 @@ def decode_encode(body: bytes) -> EncodeBody:
     decoded = decode_body(_encode, body)
     check_pool_factor(decoded.pool_factor)
     return decoded
+
+
+def decode_rerank_with_encoding(body: bytes) -> RerankWithEncodingBody:
+    """The same contract as `decode_pooling`."""
+    return decode_body(_rerank_with_encoding, body)
 
 
 def check_pool_factor(pool_factor: int | None) -> None:

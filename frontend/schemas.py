@@ -11,20 +11,21 @@ A query or document is one of
     {"text": "text"}                                                              Jina, Cohere v1
     {"content": [{"type": "text", "text": "text"}, ...]}                          vLLM; parts are joined by newlines
     {"embeddings": {"data": base64, "shape": [rows, dim], "dtype": "float32"}}    token embeddings by value
+    {"embeddings": [[number, ...], ...]}                                          next-plaid
+    {"embeddings_b64": base64 of float32, "shape": [rows, dim]}                   next-plaid
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from frontend.embeddings_input import EmbeddingsPayload
-from frontend.errors import MAX_ECHO, RequestFailed, invalid
-from ipc.messages import FloatDType
+from frontend.embeddings_input import RowsOfNumbers, SentEmbeddings, Shape, is_given
+from frontend.errors import invalid
+from frontend.json_body import ScoreMode, decode_body
 
-ScoreMode = Literal["raw", "mean", "unit"]
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Milliseconds = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Salt = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
@@ -41,7 +42,9 @@ class InputObject(msgspec.Struct, frozen=True):
     """A query or document that is not a plain string: exactly one of these."""
 
     text: str | None = None
-    embeddings: EmbeddingsPayload | None = None
+    embeddings: SentEmbeddings = msgspec.Raw()
+    embeddings_b64: str | None = None
+    shape: Shape | None = None  # of embeddings_b64
     content: list[ContentPart] | None = None
 
 
@@ -64,7 +67,9 @@ class CommonBody(msgspec.Struct, frozen=True, kw_only=True):
 class RerankBody(CommonBody, frozen=True, kw_only=True):
     """POST /rerank, /v1/rerank, /v2/rerank: `documents`, or on /rerank TEI's `texts`."""
 
-    query: InputBody
+    query: InputBody | RowsOfNumbers | None = None  # rows of numbers: next-plaid's
+    query_b64: str | None = None  # next-plaid's, float32
+    query_shape: Shape | None = None
     documents: list[InputBody] | InputBody | None = None
     texts: list[str] | None = None
     top_n: Annotated[int, msgspec.Meta(ge=0)] | None = None  # 0, or more than there are: all
@@ -188,11 +193,7 @@ class ScoreAnswer(msgspec.Struct, frozen=True):
     usage: ScoreUsage
 
 
-_MISSING = "Object missing required field "
-_ALLOWED = {"score_mode": get_args(ScoreMode), "dtype": get_args(FloatDType)}  # what msgspec's own message does not say
-
 Body = TypeVar("Body", RerankBody, ScoreBody, RankingBody)
-AnyBody = TypeVar("AnyBody")
 
 _rerank = msgspec.json.Decoder(RerankBody)
 _score = msgspec.json.Decoder(ScoreBody)
@@ -205,7 +206,10 @@ def decode_rerank(body: bytes) -> RerankBody:
     Raises:
         RequestFailed: 400, naming the field and the rule.
     """
-    return _decode(_rerank, body)
+    decoded = _decode(_rerank, body)
+    if decoded.query is None and decoded.query_b64 is None:
+        raise invalid("query: required", "query")
+    return decoded
 
 
 def decode_score(body: bytes) -> ScoreBody:
@@ -225,32 +229,6 @@ def _decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
     return decoded
 
 
-def decode_body(decoder: msgspec.json.Decoder[AnyBody], body: bytes) -> AnyBody:
-    """A body of any kind; the same contract as `decode_rerank`."""
-    if not body:
-        raise invalid("body: empty, expected a JSON object")
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise _explain(error) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"body: not JSON ({str(error)[:MAX_ECHO]})") from None
-
-
-def _explain(error: msgspec.ValidationError) -> RequestFailed:
-    """The field and the rule, from "Expected `int`, got `str` - at `$.top_n`". Values are echoed only in part."""
-    text = str(error)
-    problem, is_placed, place = text.rpartition(" - at `$")
-    field = place.rstrip("`").lstrip(".") if is_placed else ""
-    problem = problem if is_placed else text
-    if problem.startswith(_MISSING):
-        problem, field = "required", ".".join(filter(None, (field, problem[len(_MISSING) :].strip("`"))))
-    rule = _ALLOWED.get(field.rpartition(".")[2])
-    if rule is not None:
-        problem = f"{problem[:MAX_ECHO]}; expected {', '.join(rule[:-1])} or {rule[-1]}"
-    return invalid(f"{field or 'body'}: {problem}", field or None)
-
-
 def as_list(value: list[InputBody] | InputBody) -> list[InputBody]:
     return value if isinstance(value, list) else [value]
 
@@ -263,7 +241,8 @@ def text_of(value: InputBody, field: str) -> str | None:
     """
     if isinstance(value, str):
         return value
-    given = [name for name in ("text", "embeddings", "content") if getattr(value, name) is not None]
+    given = [name for name in ("text", "embeddings_b64", "content") if getattr(value, name) is not None]
+    given += ["embeddings"] if is_given(value.embeddings) else []
     if len(given) != 1:
         got = " and ".join(given) or "none of them"
         raise invalid(f"{field}: expected exactly one of text, embeddings and content, got {got}", field)

@@ -1,7 +1,8 @@
 """POST /rerank, /v1/rerank, /v2/rerank: one query and documents in, documents with scores out, best first.
 
-Three dialects share these paths. `texts` in place of `documents` makes it TEI's; --dialect infinity makes documents
-plain strings; everything else gets the one answer that vLLM's, Jina's and Cohere's clients all read.
+Several dialects share these paths. `texts` in place of `documents` makes it TEI's; a query of numbers or `query_b64`
+next-plaid's; --dialect infinity makes documents plain strings; everything else gets the one answer that vLLM's, Jina's
+and Cohere's clients all read. A body in safetensors holds embeddings alone.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from frontend.call import Call, admitted
+from frontend.binary_body import decode_binary
+from frontend.call import Call, GivenInput, admitted
 from frontend.dialect import Dialect, speak
+from frontend.embeddings_input import EmbeddingsPayload, decode_embeddings, from_numbers
 from frontend.errors import invalid
-from frontend.ranking import RankingResult
+from frontend.ranking import EmbeddingsInput, RankingResult
+from frontend.routes.next_plaid import next_plaid_answer
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import (
     Document,
     InfinityAnswer,
     InfinityDocument,
-    InputBody,
     RankedDocument,
     RerankAnswer,
     RerankBody,
@@ -44,7 +47,7 @@ class _Ranked:
     """What a request came to, before it is written in a dialect."""
 
     body: RerankBody
-    documents: Sequence[InputBody]
+    documents: Sequence[GivenInput]
     scores: Sequence[float]  # in the order of the documents
     order: Sequence[int]  # of the documents to show, best first
     tokens: int
@@ -54,18 +57,19 @@ class _Ranked:
     def text(self, index: int) -> str | None:
         """A document's text; None: it is embeddings."""
         document = self.documents[index]
-        return document if isinstance(document, str) else text_of(document, f"documents[{index}]")
+        if isinstance(document, str | EmbeddingsInput):
+            return document if isinstance(document, str) else None
+        return text_of(document, f"documents[{index}]")
 
 
 async def rerank(request: Request) -> Response:
     """Documents come back unless `return_documents` is false; on /v2, in Infinity's and TEI's only if asked for."""
     async with admitted(request) as call:
-        body = decode_rerank(call.take_body())
+        body, query, documents, dialect = _asked(request.scope, call)
         call.check_model(body.model)
-        dialect = _dialect(request.scope, body, call.api.config.dialect)
-        documents = _documents(body, dialect)
         fields = ("query", "texts" if dialect is Dialect.TEI else "documents")
-        task = call.make_task(_with_names(body), [body.query], documents, None, fields)
+        documents = await call.decode_embeddings(documents, fields[1])
+        task = call.make_task(_with_names(body), [query], documents, None, fields)
         result = await call.score(task)
         ranked = _rank(call, body, documents, result)
         match dialect:
@@ -73,9 +77,36 @@ async def rerank(request: Request) -> Response:
                 answer: object = _tei_answer(ranked)
             case Dialect.INFINITY:
                 answer = _infinity_answer(ranked)
+            case Dialect.NEXT_PLAID:
+                answer = next_plaid_answer(call, body, result)
             case _:
                 answer = _answer(ranked, dialect)
         return Response(_encoder.encode(answer), 200, call.timing_headers(result), "application/json")
+
+
+def _asked(scope: Scope, call: Call) -> tuple[RerankBody, GivenInput, Sequence[GivenInput], Dialect]:
+    """The options, the query, the documents, and whose language this is.
+
+    Raises:
+        RequestFailed: the body is wrong; names the field.
+    """
+    if call.has_binary_body:
+        body, inputs = decode_binary(call.take_body(), RerankBody)
+        if len(inputs.queries) != 1:
+            raise invalid(f"query: {len(inputs.queries)} tensors, expected 1", "query")
+        return body, inputs.queries[0], inputs.documents, _dialect(scope, body, call.api.config.dialect)
+    body = decode_rerank(call.take_body())
+    dialect = _dialect(scope, body, call.api.config.dialect)
+    return body, _query(body), _documents(body, dialect), dialect
+
+
+def _query(body: RerankBody) -> GivenInput:
+    if body.query_b64 is not None:
+        if body.query_shape is None:
+            raise invalid("query_shape: required beside query_b64", "query_shape")
+        return decode_embeddings(EmbeddingsPayload(body.query_b64, body.query_shape), "query", "query_b64")
+    assert body.query is not None
+    return from_numbers(body.query, "query") if isinstance(body.query, list) else body.query
 
 
 def _dialect(scope: Scope, body: RerankBody, default: str) -> Dialect:
@@ -85,10 +116,13 @@ def _dialect(scope: Scope, body: RerankBody, default: str) -> Dialect:
     if body.texts is not None and body.documents is None:
         speak(scope, Dialect.TEI)
         return Dialect.TEI
+    if body.query_b64 is not None or isinstance(body.query, list):
+        speak(scope, Dialect.NEXT_PLAID)
+        return Dialect.NEXT_PLAID
     return Dialect.INFINITY if default == "infinity" else Dialect.VLLM
 
 
-def _documents(body: RerankBody, dialect: Dialect) -> list[InputBody]:
+def _documents(body: RerankBody, dialect: Dialect) -> Sequence[GivenInput]:
     if dialect is Dialect.TEI:
         assert body.texts is not None
         return list(body.texts)
@@ -118,7 +152,7 @@ def check_direction(truncation_direction: str | None) -> None:
         raise invalid("truncation_direction: texts are cut on the right only", "truncation_direction")
 
 
-def _rank(call: Call, body: RerankBody, documents: Sequence[InputBody], result: RankingResult) -> _Ranked:
+def _rank(call: Call, body: RerankBody, documents: Sequence[GivenInput], result: RankingResult) -> _Ranked:
     mode = body.score_mode or ("raw" if body.raw_scores else call.api.config.score_mode)
     scores = convert_scores(result, None, mode, call.api.ranker.spec)
     # Equal scores stay in the order of the input: a reversed sort is stable too.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from frontend.call import admitted
+from frontend.binary_body import decode_binary
+from frontend.call import Call, GivenInput, admitted
 from frontend.errors import invalid
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import (
@@ -28,10 +30,12 @@ _encoder = msgspec.json.Encoder()
 async def score(request: Request) -> Response:
     """1:1, 1:N, or N:N of equal lengths."""
     async with admitted(request) as call:
-        body = decode_score(call.take_body())
+        body, queries, documents, fields = _asked(call)
         call.check_model(body.model)
-        queries, documents, fields = _sides(body)
         pairs = _pairs(queries, documents, fields)
+        if pairs is not None:
+            queries = await call.decode_embeddings(queries, fields[0])
+        documents = await call.decode_embeddings(documents, fields[1])
         result = await call.score(call.make_task(body, queries, documents, pairs, fields))
         scores = convert_scores(result, pairs, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
         tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
@@ -44,6 +48,15 @@ async def score(request: Request) -> Response:
             usage=ScoreUsage(tokens, tokens),
         )
         return Response(_encoder.encode(answer), 200, call.timing_headers(result), "application/json")
+
+
+def _asked(call: Call) -> tuple[ScoreBody, Sequence[GivenInput], Sequence[GivenInput], tuple[str, str]]:
+    """The options, the two sides, and what the request calls them."""
+    if call.has_binary_body:
+        body, inputs = decode_binary(call.take_body(), ScoreBody)
+        return body, inputs.queries, inputs.documents, ("query", "documents")
+    body = decode_score(call.take_body())
+    return body, *_sides(body)
 
 
 def _sides(body: ScoreBody) -> tuple[list[InputBody], list[InputBody], tuple[str, str]]:
@@ -61,7 +74,7 @@ def _sides(body: ScoreBody) -> tuple[list[InputBody], list[InputBody], tuple[str
 
 
 def _pairs(
-    queries: list[InputBody], documents: list[InputBody], fields: tuple[str, str]
+    queries: Sequence[GivenInput], documents: Sequence[GivenInput], fields: tuple[str, str]
 ) -> list[tuple[int, int]] | None:
     """None: one query with every document.
 

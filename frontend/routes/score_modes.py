@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from frontend.errors import invalid
+from frontend.json_body import ScoreMode
 from frontend.ranking import RankingResult
-from frontend.schemas import ScoreMode
 from ipc.messages import ModelSpec
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from frontend.call import Call, admitted
 from frontend.dialect import Dialect, speak
 from frontend.errors import invalid
-from frontend.schemas import decode_body
+from frontend.json_body import decode_body
 from frontend.tokenizer import StatelessTokenizer
 from ipc.errors import ServiceFailed
 from ipc.messages import ErrorCode

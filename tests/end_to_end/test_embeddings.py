@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save
 
-from tests.end_to_end.running_server import Floats, Server, as_input, maxsim
+from tests.end_to_end.running_server import Floats, Server, as_input, maxsim, random_embeddings
 from tests.end_to_end.test_rerank import DIM, DOCUMENTS, QUERY
 
 
@@ -95,3 +97,25 @@ def test_an_answer_of_many_parts_is_put_together_and_one_too_large_refused(serve
 def upper_halves(data: bytes) -> Floats:
     """bfloat16 as float32."""
     return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tensors_score_as_base64_does(server: Server, dtype: torch.dtype) -> None:
+    """What the library writes; the definition is computed on the same rounded numbers."""
+    query, *documents = (
+        torch.from_numpy(random_embeddings(count, DIM, count)).to(dtype) for count in (9, 40, 1, 300, 17)
+    )
+    cu_seqlens = torch.tensor([0, *(len(rows) for rows in documents)]).cumsum(0)
+    packed = save({"query": query, "documents": torch.cat(documents), "cu_seqlens": cu_seqlens}, {"top_n": "3"})
+    single = save({"query": query} | {f"document.{place}": rows for place, rows in enumerate(documents)})
+    expected = [maxsim(query.float().numpy(), rows.float().numpy()) for rows in documents]
+    for path, content_type in [("/score", "application/octet-stream"), ("/v1/score", "application/vnd.safetensors")]:
+        for body in (packed, single):
+            answer = server.post(path, body, **{"content-type": content_type})
+            assert answer.status_code == 200, answer.text
+            assert [each["score"] for each in answer.json()["data"]] == pytest.approx(expected, abs=1e-3)
+    ranked = server.post("/rerank", packed, **{"content-type": "application/vnd.safetensors"}).json()["results"]
+    assert [each["index"] for each in ranked] == np.argsort(expected)[::-1][:3].tolist()
+    infinite = save({"query": query, "document.0": documents[0] * torch.inf})
+    refused = server.post("/rerank", infinite, **{"content-type": "application/octet-stream"})
+    assert refused.status_code == 400 and "finite" in refused.json()["message"]

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.embeddings_input import EmbeddingsPayload, decode_embeddings
+from frontend.embeddings_input import EmbeddingsPayload, decode_embeddings, decode_sent
 from frontend.errors import RequestFailed
-from frontend.schemas import decode_rerank
+from frontend.ranking import EmbeddingsInput
+from frontend.schemas import InputObject, decode_rerank
 from ipc.messages import FloatDType
 
 FORMATS: dict[FloatDType, str] = {"float32": "f", "float16": "e"}
@@ -77,13 +78,40 @@ def test_embeddings_that_do_not_fit_are_refused_by_name(payload: EmbeddingsPaylo
 )
 def test_a_wrong_type_is_refused_with_the_path_to_it(changes: dict[str, Any], field: str) -> None:
     document = {"embeddings": {"data": FINE, "shape": [2, 2], **changes}}
-    body = json.dumps({"query": "q", "documents": ["d", document]}).encode()
     with pytest.raises(RequestFailed) as caught:
-        decode_rerank(body)
+        decode_document(document)
     assert caught.value.param == f"documents[1].embeddings.{field}"
 
 
 def test_the_dtype_is_float32_unless_said() -> None:
-    document = {"embeddings": {"data": FINE, "shape": [2, 2]}}
-    decoded = decode_rerank(json.dumps({"query": document, "documents": ["d"]}).encode()).query
-    assert not isinstance(decoded, str) and decoded.embeddings == payload_of()
+    assert decode_document({"embeddings": {"data": FINE, "shape": [2, 2]}}) == decode_embeddings(payload_of(), "")
+
+
+def test_rows_of_numbers_are_float32() -> None:
+    decoded = decode_document({"embeddings": [[1, 2.5], [-3e-3, 4]]})
+    assert decoded == EmbeddingsInput(struct.pack("<4f", 1, 2.5, -3e-3, 4), "float32", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "field"),
+    [
+        pytest.param([], "", id="none"),
+        pytest.param([[]], "", id="no-numbers"),
+        pytest.param([[1, 2], [3]], "[1]", id="rows-of-other-lengths"),
+        pytest.param([[1, "2"]], "[0][1]", id="a-string"),
+        pytest.param([1, 2], "[0]", id="numbers-alone"),
+    ],
+)
+def test_wrong_rows_are_refused_by_name(rows: Any, field: str) -> None:
+    with pytest.raises(RequestFailed) as caught:
+        decode_document({"embeddings": rows})
+    assert caught.value.param == f"documents[1].embeddings{field}"
+
+
+def decode_document(document: dict[str, Any]) -> EmbeddingsInput:
+    """The second document of a request."""
+    decoded = decode_rerank(json.dumps({"query": "q", "documents": ["d", document]}).encode())
+    assert isinstance(decoded.documents, list)
+    second = decoded.documents[1]
+    assert isinstance(second, InputObject)
+    return decode_sent(second.embeddings, "documents[1]")
