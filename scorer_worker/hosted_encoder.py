@@ -163,6 +163,8 @@ class HostedEncoder:
         filled = [place for place in entries if place not in failed]
         embeddings = finished.embeddings
         if len(entries) < len(texts):
+            if embeddings.is_cuda:
+                embeddings.record_stream(torch.cuda.current_stream())  # made on the encoder's, copied on this one
             rows = finished.split()
             embeddings = torch.cat([rows[place] for place in filled]) if filled else embeddings[:0]
         self._arena.write_batch([entries[place] for place in filled], embeddings)

@@ -53,6 +53,19 @@ def test_the_self_check_is_of_the_device(on_cuda: Server) -> None:
     assert check["passed"] and check["device"].startswith("cuda") and check["dtype"] in ("float16", "bfloat16")
 
 
+def test_embeddings_out_are_those_of_the_cpu_while_the_same_texts_are_scored(on_cuda: Server, on_cpu: Server) -> None:
+    """A batch then holds texts for the store, texts for an answer, and texts for both."""
+    texts = [f"{number}: {text}" for number in range(20) for text in DOCUMENTS]
+    with ThreadPoolExecutor() as pool:
+        asked = [pool.submit(on_cuda.post, "/pooling", {"input": texts[start::3]}) for start in range(3)]
+        scores = pool.submit(on_cuda.scores, QUERY, texts).result()
+    assert scores == pytest.approx(on_cpu.scores(QUERY, texts), abs=HALF_TOLERANCE)
+    for start, answer in enumerate(asked):
+        expected = on_cpu.post("/pooling", {"input": texts[start::3]}).json()["data"]
+        for each, reference in zip(answer.result().json()["data"], expected, strict=True):
+            assert np.asarray(each["data"]) == pytest.approx(np.asarray(reference["data"]), abs=HALF_TOLERANCE)
+
+
 def test_embeddings_by_value_are_scored(on_cuda: Server) -> None:
     query = random_embeddings(9, DIM, 1)
     rows = [random_embeddings(length, DIM, length) for length in (1, 17, 180)]
