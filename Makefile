@@ -34,10 +34,11 @@ SOURCES_OF_SETUP := pyproject.toml Makefile $(wildcard constraints/*.txt)
 SERVER := $(VENV)/.server-$(TORCH)
 DEVELOPER := $(VENV)/.developer-$(TORCH)
 BARE := $(VENV)/without-torch
+CLIENTS := $(VENV)/clients
 SAY := printf 'maxsimd: %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-without-torch check format clean
+.PHONY: help demo serve test test-without-torch clients check format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +59,8 @@ test: $(DEVELOPER) ## run the tests
 test-without-torch: $(BARE)/.installed ## run the tests of the rooms that must work where torch is not installed
 	@! $(BARE)/bin/python -P -c 'import torch' 2>/dev/null || { $(SAY) "torch is installed in $(BARE)"; exit 1; }
 	@$(BARE)/bin/python -P -m pytest tests/ipc tests/frontend tests/test_import_rules.py $(ARGS)
+
+clients: $(CLIENTS)/.installed ## install the client packages of docs/clients.md; then make test runs those tests too
 
 check: $(DEVELOPER) ## check format, lint and types
 	@$(RUN) -m ruff format --check .
@@ -117,4 +120,11 @@ $(BARE)/.installed: $(SOURCES_OF_SETUP) | $(BIN)/pip
 	@$(SAY) "making $(BARE) with what an API server needs; download: about 20 MB"
 	@$(RUN) -m venv --clear $(BARE)
 	@$(BARE)/bin/python -P -m pip install $(PIP_OPTIONS) --editable '.[test]'
+	@touch $@
+
+# Their versions exclude ours in part, so they have an environment of their own.
+$(CLIENTS)/.installed: constraints/clients.txt | $(BIN)/pip
+	@$(SAY) "installing the clients of docs/clients.md into $(CLIENTS); download: about 80 MB"
+	@$(RUN) -m venv --clear $(CLIENTS)
+	@$(CLIENTS)/bin/python -P -m pip install -qq --disable-pip-version-check --requirement constraints/clients.txt
 	@touch $@
