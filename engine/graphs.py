@@ -21,8 +21,8 @@ from engine.packing import DeviceLengths, PackedBatch
 
 TOKENS_PER_TEXT = 32  # a batch of more and shorter texts is launched in the usual way, unless it is one of a few texts
 FEW_TEXTS = 8
-FINE, COARSE = 256, 512  # tokens from one size to the next: up to FINE_UP_TO, and beyond
-FINE_UP_TO = 4096
+SMALLEST = (64, 128)  # tokens; the next sizes are multiples of STEP
+STEP = 256  # a batch is filled up with half of it on average: less than a hundredth of a full one
 
 Forward = Callable[[PackedBatch], torch.Tensor]
 
@@ -84,12 +84,7 @@ class GraphedBatches:
 
 def sizes_up_to(max_tokens: int) -> list[int]:
     """Tokens of the graphs' batches, ascending; the last is `max_tokens` or a little more."""
-    most = -(-max_tokens // COARSE) * COARSE
-    return [
-        size
-        for size in (64, 128, *range(FINE, FINE_UP_TO + 1, FINE), *range(FINE_UP_TO + COARSE, most + 1, COARSE))
-        if size <= most
-    ]
+    return [*SMALLEST, *range(STEP, max_tokens + STEP, STEP)]
 
 
 def _most_texts(size: int) -> int:
