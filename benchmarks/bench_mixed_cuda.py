@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_mixed_cuda --minutes 10
 
-A model of jina-colbert-v2's shape with random weights, four API servers. Two clients keep the encoder busy over HTTP:
-for a fifth of the time with new documents only, then each with one load after the other, of many kinds. Meanwhile a
-client on the worker's socket asks 100 times a second for a Score of a query and ten documents that the store has, as
-an API server would. Memory is the device's, of all processes, as nvidia-smi has it, and what torch's allocator has
+A model of jina-colbert-v2's shape with random weights, four API servers. Some clients keep the encoder busy over HTTP:
+for a fifth of the time with new documents only, then each with one load after the other, of many kinds. Before and
+meanwhile a client on the worker's socket asks 100 times a second for a Score of a query and ten documents that the
+store has, as an API server would. Memory is the device's, of all processes, as nvidia-smi has it, and what torch's allocator has
 reserved.
 """
 
@@ -34,7 +34,7 @@ from ipc.errors import ServiceFailed
 ENCODING = "100 new documents of 256 tokens"
 Load = tuple[list[str], int, int]  # options of `maxsimd bench`, requests, at a time
 LOADS: dict[str, Load] = {
-    ENCODING: (["--documents", "100", "--document-len", "256"], 120, 16),
+    ENCODING: (["--documents", "100", "--document-len", "256"], 200, 16),
     "half of 200 documents cached": (["--documents", "200", "--document-len", "180", "--repeated", "0.5"], 100, 16),
     "one new document of 2000 tokens": (["--documents", "1", "--document-len", "2000"], 1000, 64),
     "10 new documents of 30 tokens": (["--documents", "10", "--document-len", "30"], 2000, 64),
@@ -42,6 +42,8 @@ LOADS: dict[str, Load] = {
     "long and short": (["--documents", "3", "--document-len", "900", "--query-len", "300"], 600, 64),
 }
 ENCODING_SHARE = 0.2  # of the time
+CLIENTS = 3  # at a time, since each makes up its requests before it asks them
+IDLE_SECONDS = 10.0
 PROBE_INTERVAL, SAMPLE_INTERVAL = 0.01, 2.0  # seconds
 
 
@@ -93,16 +95,17 @@ def main() -> None:
         serve = [str(model), "--load-format", "dummy", "--device", "cuda", "--api-server-count", "4"]
         with Server(*serve, "--embedding-cache-size", "8GiB") as server:
             address = f"ipc://{next(Path(directory).glob('maxsimd-*/worker.sock'))}"
+            idle = uvloop.run(watch(address, IDLE_SECONDS))
             only = {ENCODING: LOADS[ENCODING]}
             encoding = beside(server, str(model), address, only, options.minutes * 60 * ENCODING_SHARE)
             mixed = beside(server, str(model), address, LOADS, options.minutes * 60 * (1 - ENCODING_SHARE))
-    results = {"beside_encoding": encoding, "beside_mixed_traffic": mixed}
+    results = {"beside_nothing": idle, "beside_encoding": encoding, "beside_mixed_traffic": mixed}
     write(options.out, {"gpu": gpu_name(), "minutes": options.minutes, **results})
 
 
 def beside(server: Server, tokenizer: str, address: str, loads: Mapping[str, Load], seconds: float) -> dict[str, Any]:
-    """Probes and samples while two clients ask these loads."""
-    clients = [Background(server, tokenizer, first, loads) for first in (0, len(LOADS) // 2)]
+    """Probes and samples while clients ask these loads."""
+    clients = [Background(server, tokenizer, first * len(LOADS) // CLIENTS, loads) for first in range(CLIENTS)]
     try:
         measured = uvloop.run(watch(address, seconds))
     finally:

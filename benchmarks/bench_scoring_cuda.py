@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -150,7 +151,10 @@ class Store:
             some = order[first : first + 50]
             admitted = self.admit([flat[which] for which in some])
             embeddings = torch.randn(sum(entry.rows for entry in admitted), self.noise.shape[1], device=DEVICE)
-            self.arena.write_batch(admitted, torch.nn.functional.normalize(embeddings, dim=1))
+            firsts = [0, *accumulate(entry.rows for entry in admitted)]
+            self.arena.copy_batch(admitted, firsts[:-1], torch.nn.functional.normalize(embeddings, dim=1))
+            for entry in admitted:
+                self.arena.directory.fill(entry)
             entries.update(zip(some, admitted, strict=True))
             self.pass_by(20)
         groups: list[PairGroup] = []

@@ -64,7 +64,8 @@ def by_count(count: int, serve: list[str], ask: list[str]) -> dict[str, Any]:
     """Memory, CUDA processes and throughput with so many API servers."""
     with Server(*serve, "--api-server-count", str(count)) as server:
         idle = used_memory()
-        result = bench(server, [*CACHED, *ask], 400, 8)
+        result = bench(server, [*CACHED, *ask], 800, 8)
+        many = bench(server, [*CACHED, *ask], 1000, 32)
         pids = [pid for module in ("frontend.api_server", "scorer_worker") for pid in server.children(module)]
         return {
             "api_servers": count,
@@ -72,6 +73,7 @@ def by_count(count: int, serve: list[str], ask: list[str]) -> dict[str, Any]:
             "device_memory_mib_after_load": used_memory(),
             "cuda_processes": sum("libcuda.so" in Path(f"/proc/{pid}/maps").read_text() for pid in pids),
             **result,
+            "32_at_a_time": {name: many[name] for name in ("document_throughput", "latency", "client_is_bottleneck")},
         }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from engine.allocator import keep_freed_memory
 from engine.model_spec import LoadedModel, ModelError, load_model
 from ipc.child import EXIT_USAGE, Broken, Child, Progress, Pulse, Up, ignore_stop_signals
+from ipc.collector import settle_collector
 from ipc.messages import MAX_MESSAGE_BYTES, MAX_TEXTS, Credits, Limits, SelfCheck
 from ipc.running import RunningFile
 from ipc.service import Description, Endpoint
@@ -90,6 +91,7 @@ def _serve(child: Child, settings: EngineSettings, model: LoadedModel, encoder: 
         endpoint, EncodeQueue(settings.max_batch_tokens), thread, running, encoder.check, rate, settings.horizon
     )
     pulse = Pulse(child, seconds)
+    settle_collector()
     child.report(Up({"model": model.spec.name, "fingerprint": model.fingerprint.hex(), "rate": f"{rate:.0f} tokens/s"}))
     service.run(child.is_orphaned, lambda: pulse.beat(thread.busy_seconds()))
     endpoint.close()

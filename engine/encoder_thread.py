@@ -23,6 +23,7 @@ from engine.encoder import EncodedTexts, Encoder
 from engine.packing import PackedTexts
 
 T = TypeVar("T")
+Write = Callable[[Sequence[QueuedText], EncodedTexts], None]
 
 _log = logging.getLogger("maxsimd.engine")
 
@@ -40,6 +41,14 @@ class EncodedBatch:
     def split(self) -> Sequence[torch.Tensor]:
         """Each text's [rows, dim] embeddings, in the batch's order."""
         return torch.split(self.embeddings, self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Submitted:
+    """A batch to encode, and what to do with its embeddings."""
+
+    texts: Sequence[QueuedText]
+    write: Write | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ class EncoderThread:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._depth = 2 if encoder.device.type == "cuda" else 1
-        self._batches: queue.SimpleQueue[Sequence[QueuedText] | Callable[[], None] | None] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[_Submitted | Callable[[], None] | None] = queue.SimpleQueue()
         self._launched: queue.SimpleQueue[_Launched | None] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[EncodedBatch | BaseException] = queue.SimpleQueue()
         # readable while a finished batch has not been taken
@@ -112,13 +121,19 @@ class EncoderThread:
         self._batches.put(run)
         return done.result()
 
-    def submit(self, texts: Sequence[QueuedText]) -> None:
-        """Encode these, after what was submitted before."""
+    def submit(self, texts: Sequence[QueuedText], write: Write | None = None) -> None:
+        """Encode these, after what was submitted before.
+
+        Args:
+            write: called with them and their embeddings in the encoder's thread, on its stream; what it has the device
+                do is done when the batch can be taken. Where the device has no memory for all of them at once it is
+                called with parts of them, and never with a text that has failed.
+        """
         assert self.has_room
         if not self._submitted:
             self._busy_since = time.monotonic()
         self._submitted += 1
-        self._batches.put(texts)
+        self._batches.put(_Submitted(texts, write))
 
     def wait(self) -> None:
         """Until a batch has finished, or is about to be handed over: `take` may still find none. For start-up, before
@@ -160,11 +175,11 @@ class EncoderThread:
             # its own stream: what the control thread scores meanwhile does not wait behind it
             torch.cuda.set_stream(torch.cuda.Stream(self._encoder.device))  # type: ignore[no-untyped-call]
         try:
-            while (texts := self._batches.get()) is not None:
-                if callable(texts):
-                    texts()
+            while (batch := self._batches.get()) is not None:
+                if isinstance(batch, _Submitted):
+                    self._launched.put(self._launch(batch))
                 else:
-                    self._launched.put(self._launch(texts))
+                    batch()
         finally:
             self._launched.put(None)
 
@@ -172,14 +187,14 @@ class EncoderThread:
         while (batch := self._launched.get()) is not None:
             self._deliver(batch)
 
-    def _launch(self, texts: Sequence[QueuedText]) -> _Launched:
+    def _launch(self, batch: _Submitted) -> _Launched:
         started = time.monotonic()
-        encoded, failed = self._encode(texts)
+        encoded, failed = self._encode(batch.texts, batch.write)
         done = None
         if self._encoder.device.type == "cuda":
             done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             done.record()
-        return _Launched(texts, encoded, failed, started, done)
+        return _Launched(batch.texts, encoded, failed, started, done)
 
     def _deliver(self, batch: _Launched) -> None:
         """Only after the device has done it: then another stream may read it."""
@@ -196,13 +211,16 @@ class EncoderThread:
         os.eventfd_write(self.descriptor, 1)
         self._finished.put(finished)
 
-    def _encode(self, texts: Sequence[QueuedText]) -> tuple[EncodedTexts, frozenset[int]]:
+    def _encode(self, texts: Sequence[QueuedText], write: Write | None) -> tuple[EncodedTexts, frozenset[int]]:
         """The embeddings, and the places of the texts that have none for want of memory.
 
         Another process may have filled the device since the memory plan was made: the batch is halved until it fits.
         """
         try:
-            return self._encoder.encode(PackedTexts.of(texts)), frozenset()
+            encoded = self._encoder.encode(PackedTexts.of(texts))
+            if write is not None:
+                write(texts, encoded)
+            return encoded, frozenset()
         except torch.OutOfMemoryError:
             pass  # only after this block does the exception let go of the attempt's tensors
         torch.cuda.empty_cache()
@@ -210,7 +228,7 @@ class EncoderThread:
         if not half:
             _log.warning("the device has no memory for a text of %d tokens", len(texts[0].token_ids))
             return EncodedTexts(torch.empty(0, self._encoder.dim, device=self._encoder.device), [0]), frozenset([0])
-        left, failed_left = self._encode(texts[:half])
-        right, failed_right = self._encode(texts[half:])
+        left, failed_left = self._encode(texts[:half], write)
+        right, failed_right = self._encode(texts[half:], write)
         together = EncodedTexts(torch.cat([left.embeddings, right.embeddings]), left.rows + right.rows)
         return together, failed_left | {half + place for place in failed_right}

@@ -103,6 +103,7 @@ def _capture(forward: Forward, size: int, device: torch.device, pool: Any) -> _G
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         output = forward(batch)
+    graph.replay()  # the first replay brings a graph to the device, for which everybody else there would wait
     return _Graph(graph, rows, ends, output)
 
 

@@ -24,6 +24,7 @@ from frontend.reranker import Reranker
 from frontend.version import VERSION
 from ipc.child import Child, Pulse, Up, ignore_stop_signals
 from ipc.client import Service, ServiceClient
+from ipc.collector import settle_collector
 
 BODIES_BYTES = 24 * 2**20  # of request bodies at once, beyond a single one: this process's memory under load
 BEAT = 0.5  # seconds
@@ -91,6 +92,7 @@ class _ApiServer:
         self._link = LauncherLink(channel, self._open, self._drain, self._stop.set)
         loop.add_reader(channel.fileno(), self._link.receive)
         loop.add_reader(self._child.lifeline, self._check_lifeline)
+        settle_collector()
         self._child.report(Up())
         housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
         await self._stop.wait()

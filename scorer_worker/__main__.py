@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from engine.allocator import keep_freed_memory
 from engine.model_spec import LoadedModel, ModelError, load_model
 from ipc.child import EXIT_USAGE, Broken, Child, Progress, Pulse, Up, ignore_stop_signals
+from ipc.collector import settle_collector
 from ipc.messages import MAX_MESSAGE_BYTES, MAX_TEXTS, Credits, Limits, SelfCheck
 from ipc.running import RunningFile
 from ipc.service import Description, Endpoint
@@ -101,7 +102,7 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     hosted = None
     if encoder is not None and thread is not None and model is not None:
         if device.type == "cuda":
-            rehearse(thread, arena, settings.max_batch_tokens, model.max_positions)
+            rehearse(thread, arena, encoder.num_rows, settings.max_batch_tokens, model.max_positions)
         hosted = _host(settings, arena, encoder, thread)
     fingerprint = model.fingerprint if model is not None else _fingerprint_of_dim(arena.rows.shape[1])
     endpoint = Endpoint(
@@ -118,6 +119,7 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     running = RunningFile(Path(settings.running_path))
     worker = Worker(endpoint, arena, scorer, batcher, running, hosted, settings.keep_entries)
     pulse = Pulse(child, longest_batch)
+    settle_collector()
     child.report(Up(_summary(arena, model, settings)))
     launcher = os.getppid()
     worker.run(child.is_orphaned, lambda: pulse.beat(hosted.busy_seconds() if hosted is not None else 0.0))

@@ -5,16 +5,22 @@ H1  An entry that is being encoded is held by the encoder itself, besides the jo
 H2  A text is dropped before it is encoded only when its last waiter is gone.
 H3  Who asks for embeddings by value waits in the same queue as the jobs, and a text is encoded once for both; its
     embeddings are stored only if a job waits for it too.
+H4  The encoder's thread writes into the entries that a batch had when it was started: they are held (H1), so they
+    stay where they are. The control thread marks them as filled, after the device has done it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 
 import torch
 
-from engine.encode_queue import EncodeQueue
+from engine.encode_queue import EncodeQueue, QueuedText
+from engine.encoder import EncodedTexts
 from engine.encoder_thread import EncodedBatch, EncoderThread
 from ipc.messages import Role
 from ipc.running import RequestName, RunningFile
@@ -57,6 +63,7 @@ class HostedEncoder:
         self._check = check
         self._num_rows = num_rows
         self._entries: dict[bytes, Entry] = {}  # H1
+        self._started: deque[Mapping[bytes, Entry]] = deque()  # of the batches on their way, the entries they had: H4
         self._by_value: set[RequestName] = set()  # waiters who want embeddings, not an entry: H3
         self._counters = {"encoded_texts": 0.0, "encoded_tokens": 0.0, "encode_batches": 0.0, "encode_seconds": 0.0}
 
@@ -135,7 +142,9 @@ class HostedEncoder:
             if not batch:
                 return
             self._running.write(self._queue.running_waiters())
-            self._thread.submit(batch)
+            entries = {text.key: self._entries[text.key] for text in batch if text.key in self._entries}
+            self._started.append(entries)
+            self._thread.submit(batch, partial(write_into, self._arena, entries))
 
     def take_finished(self) -> list[EncodedText]:
         """Fill the entries of a finished batch: one item for each waiter of each of its texts."""
@@ -157,18 +166,24 @@ class HostedEncoder:
         ]
 
     def _fill_entries(self, finished: EncodedBatch) -> None:
-        """Write what has an entry; what was only asked for by value has none (H3)."""
-        texts, failed = finished.texts, finished.failed
-        entries = {p: self._entries.pop(text.key) for p, text in enumerate(texts) if text.key in self._entries}
-        filled = [place for place in entries if place not in failed]
-        embeddings = finished.embeddings
-        if len(entries) < len(texts):
-            if embeddings.is_cuda:
-                embeddings.record_stream(torch.cuda.current_stream())  # made on the encoder's, copied on this one
-            rows = finished.split()
-            embeddings = torch.cat([rows[place] for place in filled]) if filled else embeddings[:0]
-        self._arena.write_batch([entries[place] for place in filled], embeddings)
-        self._arena.directory.unpin(entries.values())
+        """What was only asked for by value has no entry (H3); what a job has asked for since, has one by now."""
+        started = self._started.popleft()
+        firsts = [0, *accumulate(finished.rows)]
+        late: list[tuple[Entry, int]] = []
+        entries: list[Entry] = []
+        for place, text in enumerate(finished.texts):
+            entry = self._entries.pop(text.key, None)
+            if entry is None:
+                continue
+            entries.append(entry)
+            if place in finished.failed:
+                continue
+            if text.key not in started:
+                late.append((entry, firsts[place]))
+            self._arena.directory.fill(entry)
+        if late:
+            self._arena.copy_batch([entry for entry, _ in late], [first for _, first in late], finished.embeddings)
+        self._arena.directory.unpin(entries)
 
     def _values(self, finished: EncodedBatch, waiters: Sequence[list[RequestName]]) -> Sequence[torch.Tensor]:
         """Each text's embeddings on the CPU, in one copy; none where nobody asked for them."""
@@ -181,3 +196,15 @@ class HostedEncoder:
 
     def statistics(self) -> dict[str, float]:
         return dict(self._counters)
+
+
+def write_into(
+    arena: Arena, entries: Mapping[bytes, Entry], texts: Sequence[QueuedText], encoded: EncodedTexts
+) -> None:
+    """Embeddings of texts to their entries' rows, where they have one. For the encoder's thread."""
+    places = [
+        (entries[text.key], end - rows)
+        for text, rows, end in zip(texts, encoded.rows, accumulate(encoded.rows), strict=True)
+        if text.key in entries
+    ]
+    arena.copy_batch([entry for entry, _ in places], [first for _, first in places], encoded.embeddings)

@@ -6,34 +6,35 @@ What a CUDA device's allocator takes for that it keeps, and the memory plan coun
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from engine.encode_queue import QueuedText
-from engine.encoder_thread import EncodedBatch, EncoderThread
+from engine.encoder_thread import EncoderThread
+from ipc.messages import Role
 from scorer_worker.arena import Arena
+from scorer_worker.hosted_encoder import write_into
 from scorer_worker.store import NewEntry
 
 BATCHES = 6  # of each length
 LENGTHS = (8, 32, 100, 256, 8192)  # tokens of a text; cut to the longest that the model takes
 
 
-def rehearse(thread: EncoderThread, arena: Arena, max_batch_tokens: int, longest: int) -> None:
+def rehearse(
+    thread: EncoderThread,
+    arena: Arena,
+    num_rows: Callable[[Role, memoryview], int],
+    max_batch_tokens: int,
+    longest: int,
+) -> None:
     """Run it. The store is as empty afterwards as before.
 
     Args:
+        num_rows: (role, token ids) -> how many rows will be scored.
         longest: tokens that a text may have.
     """
     for length in dict.fromkeys(min(length, longest, max_batch_tokens) for length in LENGTHS):
-        texts = _texts(length, max_batch_tokens // length)
-        left = BATCHES
-        while left or not thread.is_idle:
-            while left and thread.has_room:
-                thread.submit(texts)
-                left -= 1
-            thread.wait()
-            batch = thread.take()
-            if batch is not None:
-                _write(arena, batch)
+        _rehearse(thread, arena, _texts(length, max_batch_tokens // length), num_rows)
 
 
 def _texts(length: int, count: int) -> Sequence[QueuedText]:
@@ -41,12 +42,21 @@ def _texts(length: int, count: int) -> Sequence[QueuedText]:
     return [QueuedText(number.to_bytes(16, "little"), "document", ids, 0) for number in range(count)]
 
 
-def _write(arena: Arena, batch: EncodedBatch) -> None:
-    """Into entries that leave again; nothing where the store has no room for a whole batch."""
-    if sum(batch.rows) > arena.directory.max_job_rows // 2:
-        return
-    new = [NewEntry(text.key, rows, 0, keep=False) for text, rows in zip(batch.texts, batch.rows, strict=True)]
-    entries = arena.directory.admit([], new)
-    if entries is not None:
-        arena.write_batch(entries, batch.embeddings)
-        arena.directory.unpin(entries)
+def _rehearse(
+    thread: EncoderThread, arena: Arena, texts: Sequence[QueuedText], num_rows: Callable[[Role, memoryview], int]
+) -> None:
+    """The same batch again and again, into entries that leave then; nowhere where the store has no room for it."""
+    new = [NewEntry(text.key, num_rows(text.role, text.token_ids), 0, keep=False) for text in texts]
+    fits = sum(text.rows for text in new) <= arena.directory.max_job_rows // 2
+    entries = (arena.directory.admit([], new) if fits else None) or []
+    write = partial(write_into, arena, {entry.key: entry for entry in entries})
+    left = BATCHES
+    while left or not thread.is_idle:
+        while left and thread.has_room:
+            thread.submit(texts, write)
+            left -= 1
+        thread.wait()
+        thread.take()
+    for entry in entries:
+        arena.directory.fill(entry)
+    arena.directory.unpin(entries)

@@ -105,6 +105,30 @@ def test_only_who_waits_for_the_text_that_cannot_fit_is_told(tmp_path: Path, mad
     assert arena.rows[entries[2].start : entries[2].start + 6, 0].tolist() == [6.0] * 6
 
 
+def test_a_job_that_comes_while_its_text_is_encoded_by_value_gets_it_too(
+    tmp_path: Path, made: list[EncoderThread]
+) -> None:
+    arena = Arena(2**16, DIM, torch.float32, torch.device("cpu"))
+    made.append(EncoderThread(cast(Encoder, SmallDevice(room=100))))
+    running = RunningFile(tmp_path / "running")
+    hosted = HostedEncoder(EncodeQueue(100), made[0], arena, running, lambda ids: None, lambda role, ids: len(ids))
+    ids = {length: memoryview(array("i", [0] * length)) for length in (3, 5)}
+    by_value = (b"i" * 16, 7)
+    for length, token_ids in ids.items():
+        hosted.add(bytes([length]) * 16, "document", token_ids, 0, by_value, b"someone!")
+    hosted.launch()
+    reserved = arena.directory.admit([], [NewEntry(bytes([5]) * 16, 5, 5)])
+    assert reserved is not None
+    hosted.fill(reserved[0], SuppliedIds(0, "document", ids[5], 0), job(1, bytes([5]) * 16))
+    made[0].wait()
+    told = hosted.take_finished()
+    assert [text.waiter[1] for text in told] == [7, 7, 1]
+    arena.directory.unpin(reserved)
+    assert reserved[0].state is EntryState.FILLED
+    assert arena.rows[reserved[0].start : reserved[0].start + 5, 0].tolist() == [5.0] * 5
+    arena.directory.check_integrity()
+
+
 def job(number: int, key: bytes) -> Job:
     writer = FrameWriter()
     keys = writer.add_keys([key, key])

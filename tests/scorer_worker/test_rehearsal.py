@@ -9,7 +9,7 @@ import torch
 
 from engine.encode_queue import QueuedText
 from engine.encoder import Encoder
-from engine.encoder_thread import EncoderThread
+from engine.encoder_thread import EncoderThread, Write
 from engine.model_spec import load_model
 from ipc.settings import ModelSettings
 from scorer_worker.arena import Arena
@@ -25,17 +25,18 @@ class Counted(EncoderThread):
         self.tokens: list[int] = []
         super().__init__(encoder)
 
-    def submit(self, texts: Sequence[QueuedText]) -> None:
+    def submit(self, texts: Sequence[QueuedText], write: Write | None = None) -> None:
         self.lengths.append(len(texts[0].token_ids))
         self.tokens.append(sum(len(text.token_ids) for text in texts))
-        super().submit(texts)
+        super().submit(texts, write)
 
 
 def test_every_length_is_run_and_the_store_is_empty_again(tmp_path: Path) -> None:
     model = load_model(ModelSettings(str(write_stanford(tmp_path / "model"))))
-    thread = Counted(Encoder.load(model, "cpu", "float32", 1))
+    encoder = Encoder.load(model, "cpu", "float32", 1)
+    thread = Counted(encoder)
     arena = Arena(2**20, model.spec.dim, torch.float32, torch.device("cpu"))
-    rehearse(thread, arena, 200, longest=96)
+    rehearse(thread, arena, encoder.num_rows, 200, longest=96)
     thread.close()
     assert thread.lengths == [8] * BATCHES + [32] * BATCHES + [96] * BATCHES
     assert thread.tokens == [200] * BATCHES + [192] * 2 * BATCHES
@@ -47,8 +48,9 @@ def test_every_length_is_run_and_the_store_is_empty_again(tmp_path: Path) -> Non
 
 def test_a_store_that_is_too_small_is_left_alone(tmp_path: Path) -> None:
     model = load_model(ModelSettings(str(write_stanford(tmp_path / "model"))))
-    thread = EncoderThread(Encoder.load(model, "cpu", "float32", 1))
+    encoder = Encoder.load(model, "cpu", "float32", 1)
+    thread = EncoderThread(encoder)
     arena = Arena(2**16, model.spec.dim, torch.float32, torch.device("cpu"))
-    rehearse(thread, arena, 4096, longest=96)
+    rehearse(thread, arena, encoder.num_rows, 4096, longest=96)
     thread.close()
     assert arena.directory.statistics().insertions == 0
