@@ -5,8 +5,8 @@
 A model of jina-colbert-v2's shape with random weights, four API servers. Some clients keep the encoder busy over HTTP:
 for a fifth of the time with new documents only, then each with one load after the other, of many kinds. Before and
 meanwhile a client on the worker's socket asks 100 times a second for a Score of a query and ten documents that the
-store has, as an API server would. Memory is the device's, of all processes, as nvidia-smi has it, and what torch's allocator has
-reserved.
+store has, as an API server would. Memory is the device's, of all processes, as nvidia-smi has it, and what torch's
+allocator has reserved.
 """
 
 from __future__ import annotations

@@ -34,17 +34,17 @@ VLLM_NOTE = (
 
 def page() -> str:
     """docs/benchmarks.md."""
-    encoding, earlier = _read("pr35330-cuda-printed"), _read("pr35330-cuda")
-    serving, encoder, scoring = _read("serving-cuda"), _read("encoder-cuda"), _read("scoring-cuda")
+    encoding, serving, encoder, scoring = map(_read, ("pr35330-cuda", "serving-cuda", "encoder-cuda", "scoring-cuda"))
     parts = [
         "# Benchmarks",
         "Generated from `benchmarks/results/` by `python -m benchmarks.headlines`, plots by `python -m "
         "benchmarks.plots`. [numbers.md](numbers.md) has every table, also those of a CPU.",
         VLLM_NOTE,
-        _encoding(encoding, earlier),
+        _encoding(encoding),
         _cached(serving),
         _latency(serving),
-        _api_servers(serving),
+        _api_servers(serving, _read("api-servers-cuda-printed")),
+        _mixed([_read("mixed-cuda"), _read("mixed-cuda-10-minutes")]),
         _encoder(encoder),
         _kernel(scoring),
     ]
@@ -53,7 +53,7 @@ def page() -> str:
 
 def figures() -> str:
     """The table of README.md."""
-    encoding, serving = _read("pr35330-cuda-printed"), _read("serving-cuda")
+    encoding, serving = _read("pr35330-cuda"), _read("serving-cuda")
     nothing, cached, new = encoding["nothing_cached"], encoding["cached"], encoding["new_100_documents"]
     eight = serving["cached_1000_documents"]["8_at_a_time"]
     rows = [
@@ -89,15 +89,11 @@ LOADS = {
 }
 
 
-def _encoding(results: dict[str, Any], earlier: dict[str, Any]) -> str:
-    """
-    Args:
-        earlier: a run that was whole, with the encoder alone beside it.
-    """
-    rows = [[label, *_rates(results[name]), ""] for name, label in LOADS.items()]
-    for name, label in LOADS.items():
-        share = f"{earlier[name]['share_of_encoder_alone']:.2f}"
-        rows.append([f"{label}; commit {earlier['commit'][:7]}", *_rates(earlier[name]), share])
+def _encoding(results: dict[str, Any]) -> str:
+    rows = [
+        [label, *_rates(results[name]), f"{results[name]['share_of_encoder_alone']:.2f}"]
+        for name, label in LOADS.items()
+    ]
     four, p99 = f"{VLLM['four_api_servers']:.0f}", f"{VLLM['four_api_servers_p99_ms']:.0f}"
     new = [f"{VLLM['new_documents']:,.0f}", f"{VLLM['new_documents_p50_ms']:.0f}", "1687"]
     rows += [
@@ -110,8 +106,7 @@ def _encoding(results: dict[str, Any], earlier: dict[str, Any]) -> str:
     text = (
         f"jina-colbert-v2's shape, random weights, {results['dtype']}. 'Nothing cached' means that query and "
         "document are encoded for every request. The share is of the tokens that the encoder alone takes in the same "
-        "time, measured between the servers in the same run: the rest is what HTTP, tokenising, IPC and scoring cost. "
-        + results["note"]
+        "time, measured between the servers in the same run: the rest is what HTTP, tokenising, IPC and scoring cost."
     )
     return _section("New documents", results, text, head, rows)
 
@@ -152,7 +147,7 @@ def _latency(results: dict[str, Any]) -> str:
     return _section("Latency against load", results, text, head, rows) + _plot("latency-by-load")
 
 
-def _api_servers(results: dict[str, Any]) -> str:
+def _api_servers(results: dict[str, Any], again: dict[str, Any]) -> str:
     rows = [
         [
             str(part["api_servers"]),
@@ -169,7 +164,51 @@ def _api_servers(results: dict[str, Any]) -> str:
     )
     head = ["API servers", "documents/s", "p99 ms", "MiB idle", "MiB after load", "CUDA processes"]
     title = "Throughput and memory against the number of API servers"
-    return _section(title, results, text, head, rows) + _plot("throughput-by-api-servers")
+    whole = _section(title, results, text, head, rows) + _plot("throughput-by-api-servers")
+    return f"{whole}\n\n{_api_servers_again(again)}"
+
+
+def _api_servers_again(results: dict[str, Any]) -> str:
+    rows = [
+        [str(part["api_servers"]), str(part["at_a_time"]), *_load(part)]
+        for part in sorted(results["by_api_servers"], key=lambda part: (part["at_a_time"], part["api_servers"]))
+    ]
+    head = ["API servers", "at a time", "documents/s", "p50 ms", "p99 ms"]
+    return _section("The same, longer", results, results["note"], head, rows)
+
+
+def _mixed(runs: Sequence[dict[str, Any]]) -> str:
+    """
+    Args:
+        runs: the one of now first.
+    """
+    names = {
+        "beside_nothing": "nothing",
+        "beside_encoding": "new documents only",
+        "beside_mixed_traffic": "loads of six kinds",
+    }
+    rows = []
+    for run in runs:
+        for name, label in names.items():
+            if name not in run:  # an earlier version did not measure it
+                continue
+            part = run[name]
+            waited, used = part["cached_score_ms"], part["memory"]["used_mib"]
+            rows.append(
+                [
+                    f"{run['commit'][:7]}, {run['minutes']:g} minutes",
+                    label,
+                    f"{part['encoder_busy_share']:.2f}",
+                    *(f"{waited[share]:.1f}" for share in ("p50", "p90", "p99", "max")),
+                    f"{used['least']:,.0f} to {used['most']:,.0f}",
+                ]
+            )
+    text = (
+        "jina-colbert-v2's shape. What a Score of a query and ten documents that the store has waits, on the worker's "
+        "socket, 100 times a second. Alone most of it is this machine waking from sleep six times."
+    )
+    head = ["", "beside", "encoder busy", "p50 ms", "p90 ms", "p99 ms", "longest ms", "MiB of the device"]
+    return _section("Mixed traffic", runs[0], text, head, rows)
 
 
 def _encoder(results: dict[str, Any]) -> str:
