@@ -1,10 +1,14 @@
-"""Who is let in: decided for whole requests, before their body is read.
+"""Who is let in: decided for whole requests, before anything of them is tokenised or encoded.
 
-A request is let in while the encoding work that is outstanding is within what the engine granted, and the bodies are
-within the memory set aside for them; a request that is alone is always let in. What a request will cost is estimated
-from the bytes of its texts once they are known, and before that as nothing: at first a third of a token per byte, then
-by the running ratio of tokens that had to be encoded to bytes of text (texts that are in the store cost nothing, and
-the ratio learns it).
+    A1  Before its body is read a request is let in while the bodies are within the memory set aside for them.
+    A2  When the store has said which of its texts it lacks, a request goes on while the encoding work that is
+        outstanding is within what the engine granted. Who finds everything there goes on however much there is to
+        encode: it costs next to nothing, and nobody knows before the store was asked.
+    A3  While there is no room to encode, at most MOST_UNDECIDED requests may be on their way to that answer; more are
+        refused before their body is read, so that a flood is refused early and cheaply.
+    A4  A request that is alone is always let in.
+
+The work of texts is estimated from their bytes: at first a third of a token per byte, then by the running ratio.
 """
 
 from __future__ import annotations
@@ -15,23 +19,29 @@ from ipc.messages import ErrorCode
 FIRST_RATIO = 1 / 3  # tokens per byte
 LEARNING_RATE = 0.05  # of the running ratio and of the time a request takes
 FIRST_SECONDS = 1.0  # guess of how long a request takes
+MOST_UNDECIDED = 8  # A3: some milliseconds of this process's time
 
 
 class Ticket:
     """One request that was let in. Give it back, whatever becomes of the request."""
 
-    __slots__ = ("_admission", "body_bytes", "text_bytes", "tokens")
+    __slots__ = ("_admission", "body_bytes", "is_decided", "missing_bytes", "tokens")
 
     def __init__(self, admission: Admission, body_bytes: int) -> None:
         self._admission: Admission | None = admission
         self.body_bytes = body_bytes
-        self.text_bytes = 0
+        self.missing_bytes = 0
         self.tokens = 0
+        self.is_decided = False
 
-    def set_text_bytes(self, text_bytes: int) -> None:
-        """The body has been read: so much of it is text that may have to be encoded."""
+    def add_missing(self, text_bytes: int) -> None:
+        """So many more bytes of its texts must be encoded; 0: nothing is missing.
+
+        Raises:
+            ServiceFailed: OVERLOADED, there is no room for the work (A2).
+        """
         if self._admission is not None:
-            self._admission._estimate(self, text_bytes)
+            self._admission._decide(self, text_bytes)
 
     def set_body_bytes(self, body_bytes: int) -> None:
         """A body without Content-Length has grown to so many bytes.
@@ -62,6 +72,7 @@ class Admission:
         self._ratio = FIRST_RATIO
         self._seconds = FIRST_SECONDS
         self._requests = 0
+        self._undecided = 0
         self._tokens = 0
         self._bytes = 0
         self.refused = 0
@@ -77,20 +88,24 @@ class Admission:
         Raises:
             ServiceFailed: OVERLOADED, with the time after which to try again.
         """
-        is_full = self._bytes + body_bytes > self._max_body_bytes or (
-            self.capacity_tokens is not None and self._tokens >= self.capacity_tokens
-        )
-        if self._requests and is_full:
+        has_room = self._bytes + body_bytes <= self._max_body_bytes  # A1
+        may_ask = self._has_work_room or self._undecided < MOST_UNDECIDED  # A3
+        if self._requests and not (has_room and may_ask):
             raise self._refusal(self._requests)
         self._requests += 1
+        self._undecided += 1
         self._bytes += body_bytes
         return Ticket(self, body_bytes)
 
     def learn(self, ticket: Ticket, encoded_tokens: int, seconds: float) -> None:
         """A request has been answered: what it really cost."""
-        if ticket.text_bytes:
-            self._ratio += LEARNING_RATE * (encoded_tokens / ticket.text_bytes - self._ratio)
+        if ticket.missing_bytes:
+            self._ratio += LEARNING_RATE * (encoded_tokens / ticket.missing_bytes - self._ratio)
         self._seconds += LEARNING_RATE * (seconds - self._seconds)
+
+    @property
+    def _has_work_room(self) -> bool:
+        return self.capacity_tokens is None or self._tokens < self.capacity_tokens
 
     def _refusal(self, others: int) -> ServiceFailed:
         self.refused += 1
@@ -104,12 +119,19 @@ class Admission:
         ticket.body_bytes += growth
         self._bytes += growth
 
-    def _estimate(self, ticket: Ticket, text_bytes: int) -> None:
-        self._tokens -= ticket.tokens
-        ticket.text_bytes, ticket.tokens = text_bytes, int(text_bytes * self._ratio)
-        self._tokens += ticket.tokens
+    def _decide(self, ticket: Ticket, missing_bytes: int) -> None:
+        is_first = not ticket.missing_bytes  # who has room for one part of its texts has it for the others
+        if missing_bytes and is_first and self._requests > 1 and not self._has_work_room:
+            raise self._refusal(self._requests - 1)
+        self._undecided -= not ticket.is_decided
+        ticket.is_decided = True
+        tokens = int(missing_bytes * self._ratio)
+        ticket.missing_bytes += missing_bytes
+        ticket.tokens += tokens
+        self._tokens += tokens
 
     def _release(self, ticket: Ticket) -> None:
         self._requests -= 1
+        self._undecided -= not ticket.is_decided
         self._tokens -= ticket.tokens
         self._bytes -= ticket.body_bytes

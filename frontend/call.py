@@ -143,7 +143,6 @@ class Call:
         query_names = [query_field] if pairs is None else [f"{query_field}[{i}]" for i in range(len(queries))]
         query_inputs = self._read(body, "query", queries, query_names, lengths["query"], truncation)
         document_inputs = self._read_documents(body, documents, document_field, lengths["document"], truncation)
-        self._ticket.set_text_bytes(self._text_bytes)
         return RankingTask(
             queries=query_inputs,
             documents=document_inputs,
@@ -155,6 +154,7 @@ class Call:
             truncation=truncation,
             query_field=query_field,
             document_field=document_field,
+            on_missing=self._ticket.add_missing,
         )
 
     async def score(self, task: RankingTask) -> RankingResult:
@@ -191,7 +191,7 @@ class Call:
             data = bytes_of(value) if isinstance(value, str) else b"\xff" + array("i", value).tobytes()
             self._text_bytes += len(data)
             keys.append(make_key(data))
-        self._ticket.set_text_bytes(self._text_bytes)
+        self._ticket.add_missing(self._text_bytes)  # nothing of it is looked up
         return EmbeddingTask(
             inputs=inputs,
             keys=keys,

@@ -50,6 +50,8 @@ class RankingTask:
     truncation: bool = True  # False: a text that is too long fails the request
     query_field: str = "query"  # the fields' names in the user's request
     document_field: str = "documents"
+    # told how many more bytes of its texts must be encoded, before they are tokenised; may refuse them (ServiceFailed)
+    on_missing: Callable[[int], None] = lambda num_bytes: None
 
     def name_of(self, text: int) -> str:
         """The user's name of a text: queries are counted first, then documents."""

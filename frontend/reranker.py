@@ -30,6 +30,7 @@ from frontend.byte_budget import ByteBudget
 from frontend.embedding import Embedder, EmbeddingResult, EmbeddingTask
 from frontend.encoding import EncodedText, TokenizedText, concatenate, encode, tokenise
 from frontend.errors import invalid
+from frontend.keys import bytes_of
 from frontend.ranking import EmbeddingsInput, RankingResult, RankingTask, TextInput, Timings
 from frontend.recent_keys import RecentKeys
 from frontend.run_all import run_all
@@ -214,6 +215,8 @@ class _Ranking:
         self._check(service)
         by_value = {i for i, text in enumerate(self._texts) if isinstance(text, EmbeddingsInput)}
         new = self._new_texts(service)
+        if new:
+            self._tell_missing(new)
         await self._prepare(new)
         parts = self._split(range(self._num_pairs), by_value | new, service)
         await run_all([self._score_part(part, 1) for part in parts])
@@ -275,6 +278,8 @@ class _Ranking:
     async def _score_part(self, part: _Part, attempt: int) -> None:
         """Have the worker score the part; supply what it lacks, in smaller parts where that is much."""
         missing = await self._ask(part)
+        if attempt == 1:
+            self._tell_missing(missing)
         if not missing:
             return
         if attempt == ATTEMPTS:
@@ -285,6 +290,14 @@ class _Ranking:
         await self._prepare(supply)
         parts = self._split(part.pairs, supply, await self._wait_worker())
         await run_all([self._score_part(smaller, attempt + 1) for smaller in parts])
+
+    def _tell_missing(self, missing: set[int]) -> None:
+        """
+        Raises:
+            ServiceFailed: OVERLOADED, there is no room to encode them.
+        """
+        texts = [text for i in missing if isinstance(text := self._texts[i], TextInput)]
+        self._task.on_missing(sum(len(bytes_of(text.text)) for text in texts))
 
     async def _ask(self, part: _Part) -> set[int]:
         """Send one Score.

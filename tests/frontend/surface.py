@@ -79,6 +79,8 @@ class WordRanker:
         self.tasks.append(task)
         if self.failure is not None:
             raise self.failure
+        texts = [text for text in (*task.queries, *task.documents) if isinstance(text, TextInput)]
+        task.on_missing(sum(len(text.text.encode()) for text in texts))  # its store is always empty
         if self.may_answer is not None:
             try:
                 await self.may_answer.wait()

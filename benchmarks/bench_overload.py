@@ -1,0 +1,231 @@
+"""Overload and fairness over HTTP, on the CPU, with the embedded model.
+
+    python -m benchmarks.bench_overload
+
+Overload: what the server can do is measured first, with 8 connections and nothing cached. Then 200 connections ask ten
+times as much, each at its own regular times whether or not others were refused. Latency counts from the last byte of a
+request. Then 8 connections again.
+
+Fairness: a client with an API key of its own asks for ten documents, one request after the other, alone and while
+another one asks for 10,000 documents without pause; in turns. Once every document is new, once all are in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from benchmarks.measuring import parser, percentile, write
+from benchmarks.running import Server, memory_of
+from frontend.bench.client import Connection
+
+WORDS = [
+    "late",
+    "interaction",
+    "keeps",
+    "one",
+    "embedding",
+    "for",
+    "every",
+    "token",
+    "and",
+    "compares",
+    "all",
+    "of",
+    "them",
+    "with",
+    "those",
+    "of",
+    "the",
+    "query",
+]
+FEW_CONNECTIONS, MANY_CONNECTIONS = 8, 200
+OVERLOAD = 10  # times what the server can do
+SMALL, LARGE = 10, 10_000  # documents
+KEYS = ("small-client", "large-client")
+
+
+@dataclass
+class Answers:
+    """What came back: seconds by status."""
+
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+
+    def add(self, status: int, seconds: float) -> None:
+        self.seconds.setdefault(status, []).append(seconds)
+
+    def count(self, status: int) -> int:
+        return len(self.seconds.get(status, []))
+
+    def brief(self) -> dict[str, Any]:
+        return {
+            str(status): {
+                "count": len(each),
+                **{f"p{share * 100:g}_ms": percentile(each, share) * 1e3 for share in (0.5, 0.99)},
+                "max_ms": max(each) * 1e3,
+            }
+            for status, each in sorted(self.seconds.items())
+        }
+
+
+class Client:
+    """Requests to one server with one key."""
+
+    def __init__(self, port: int, key: str = "") -> None:
+        self.port = port
+        self._head = b"POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        self._head += f"authorization: Bearer {key}\r\n".encode() if key else b""
+
+    async def connect(self) -> Connection:
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self.port)
+        return connection
+
+    async def ask(self, connection: Connection, documents: list[str]) -> int:
+        """The status of the answer."""
+        body = json.dumps({"query": "what is late interaction?", "documents": documents}).encode()
+        status, _ = await connection.ask(self._head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        return status
+
+
+def new_documents(count: int, words: int) -> Iterator[list[str]]:
+    """Lists of documents that were in no list before."""
+    numbers = itertools.count()
+    while True:
+        yield [f"{next(numbers)} {' '.join(WORDS[:words])}" for _ in range(count)]
+
+
+async def closed(client: Client, connections: int, lists: Iterator[list[str]], seconds: float) -> Answers:
+    """Each connection asks again as soon as it has its answer."""
+    answers = Answers()
+    end = time.monotonic() + seconds
+
+    async def one() -> None:
+        connection = await client.connect()
+        while time.monotonic() < end:
+            started = time.monotonic()
+            status = await client.ask(connection, next(lists))
+            answers.add(status, time.monotonic() - started)
+        connection.close()
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+    return answers
+
+
+async def paced(client: Client, connections: int, lists: Iterator[list[str]], rate: float, seconds: float) -> Answers:
+    """`rate` requests a second over all connections, each at its own regular times while it is free."""
+    answers = Answers()
+    interval = connections / rate
+    begin = time.monotonic()
+
+    async def one(number: int) -> None:
+        connection = await client.connect()
+        due = begin + interval * number / connections
+        while due < begin + seconds:
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            started = time.monotonic()
+            status = await client.ask(connection, next(lists))
+            answers.add(status, time.monotonic() - started)
+            due = max(due + interval, time.monotonic())
+        connection.close()
+
+    await asyncio.gather(*(one(number) for number in range(connections)))
+    return answers
+
+
+def memory(server: Server) -> dict[str, float]:
+    """MiB of each child, by module; of several of a kind the largest."""
+    modules = ("frontend.api_server", "engine", "scorer_worker")
+    return {module: max(memory_of(pid, "VmRSS") for pid in server.children(module)) for module in modules}
+
+
+async def overload(server: Server, seconds: float) -> dict[str, Any]:
+    client, lists = Client(server.port), new_documents(20, 16)
+    await closed(client, FEW_CONNECTIONS, lists, seconds / 3)  # warm; admission learns what a request costs
+    before = await closed(client, FEW_CONNECTIONS, lists, seconds)
+    capacity = before.count(200) / seconds
+    idle = memory(server)
+    during = await paced(client, MANY_CONNECTIONS, lists, OVERLOAD * capacity, seconds)
+    loaded = memory(server)
+    await paced(client, MANY_CONNECTIONS, lists, OVERLOAD * capacity, seconds)
+    again = memory(server)
+    after = await closed(client, FEW_CONNECTIONS, lists, seconds)
+    return {
+        "requests_per_second_before": capacity,
+        "asked_per_second": OVERLOAD * capacity,
+        "answers": during.brief(),
+        "answered_per_second": during.count(200) / seconds,
+        "requests_per_second_after": after.count(200) / seconds,
+        "memory_mib": {"before": idle, "after_overload": loaded, "after_overload_again": again},
+    }
+
+
+async def fairness(server: Server, lists: Callable[[int], Iterator[list[str]]], seconds: float) -> dict[str, Any]:
+    """
+    Args:
+        lists: how many documents -> what is asked.
+    """
+    small, large = (Client(server.port, key) for key in KEYS)
+    few, many = lists(SMALL), lists(LARGE)
+    await closed(small, 1, few, 2.0)
+    samples: dict[str, list[float]] = {"alone": [], "beside": []}
+    finished = 0
+    for _ in range(2):
+        samples["alone"] += (await closed(small, 1, few, seconds)).seconds[200]
+        connection = await large.connect()
+
+        async def keep_asking(connection: Connection) -> None:
+            nonlocal finished
+            while True:
+                assert await large.ask(connection, next(many)) == 200
+                finished += 1
+
+        asking = asyncio.create_task(keep_asking(connection))
+        await asyncio.sleep(2.0)  # until it is in the middle of it
+        samples["beside"] += (await closed(small, 1, few, seconds)).seconds[200]
+        asking.cancel()
+        connection.close()
+        await asyncio.sleep(1.0)  # what nobody waits for is dropped
+    brief = {
+        name: {f"p{share * 100:g}_ms": percentile(each, share) * 1e3 for share in (0.5, 0.99)} | {"count": len(each)}
+        for name, each in samples.items()
+    }
+    return {**brief, "large_finished": finished, "times_p99": brief["beside"]["p99_ms"] / brief["alone"]["p99_ms"]}
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "", "overload-cpu")
+    arguments.add_argument("--seconds", type=float, default=15.0, help="of each load")
+    options = arguments.parse_args()
+    with Server() as server:
+        results: dict[str, Any] = {"overload": uvloop.run(overload(server, options.seconds))}
+    keys = [argument for key in KEYS for argument in ("--api-key", key)]
+    serve = [*keys, "--max-documents-per-request", str(LARGE), "--request-timeout", "10m"]
+    with Server(*serve, "--embedding-cache-size", "1GiB", "--cache-scope", "shared") as server:
+        results["fairness_new"] = uvloop.run(
+            fairness(server, lambda count: new_documents(count, 8 if count == LARGE else 16), options.seconds)
+        )
+        known = next(new_documents(LARGE, 6))
+        uvloop.run(fill(server, known))
+        results["fairness_cached"] = uvloop.run(
+            fairness(server, lambda count: itertools.repeat(known[:count]), options.seconds)
+        )
+    write(Path(options.out), results)
+
+
+async def fill(server: Server, known: list[str]) -> None:
+    client = Client(server.port, KEYS[1])
+    connection = await client.connect()
+    assert await client.ask(connection, known) == 200
+    connection.close()
+
+
+if __name__ == "__main__":
+    main()
