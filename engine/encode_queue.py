@@ -8,6 +8,8 @@
         everyone who waits for it.
     Q5  Where a suspect (a request that was running in a service that died) waits for a text of a batch, all texts of
         that batch have the same waiters: a second death is blamed on nobody who did not want just these texts.
+    Q6  While one client wants more than a full batch and another one little, batches are smaller, and for some time
+        after: who wants little waits for what runs and for what it is in, and both are shorter then.
 
 A row keeps a text that meanwhile runs, or is gone, until its turn comes: then it is passed over.
 """
@@ -17,11 +19,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 
 from engine.request_turns import RequestTurns
 from ipc.messages import Role
 from ipc.running import RequestName
+
+SMALL_BATCH = 4  # a full one is so many times larger (Q6)
+WARY_BATCHES = 32  # stay small after little was wanted beside much
+LOOKED_AT = 16  # clients, to find one that wants little
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +51,8 @@ class EncodeQueue:
     def __init__(self, max_batch_tokens: int) -> None:
         assert max_batch_tokens > 0
         self._max_batch_tokens = max_batch_tokens
+        self._small_tokens = max(1, max_batch_tokens // SMALL_BATCH)
+        self._wary = 0  # small batches to come
         self._waiting: dict[bytes, QueuedText] = {}
         self._waiting_tokens = 0
         self._running: dict[bytes, QueuedText] = {}
@@ -212,7 +220,7 @@ class EncodeQueue:
     def _batch_in_turns(self) -> list[QueuedText]:
         """Texts in turn, up to the budget or the first suspect's."""
         batch: list[QueuedText] = []
-        budget = self._max_batch_tokens
+        budget = self._budget()
         while (text := self._next_text()) is not None and not self._is_suspect(text):
             budget -= len(text.token_ids)
             if batch and budget < 0:
@@ -221,6 +229,27 @@ class EncodeQueue:
             batch.append(text)
             self._end_turn()
         return batch
+
+    def _budget(self) -> int:
+        """Tokens of the next batch (Q6)."""
+        if len(self._turns) > 1 and self._waiting_tokens > self._max_batch_tokens:
+            wants_little = [self._wants_little(client) for client in islice(self._turns, LOOKED_AT)]
+            if any(wants_little) and not all(wants_little):
+                self._wary = WARY_BATCHES
+        if not self._wary:
+            return self._max_batch_tokens
+        self._wary -= 1
+        return self._small_tokens
+
+    def _wants_little(self, client: bytes) -> bool:
+        """Whether something waits for a client, and all of it fits a small batch."""
+        left = self._small_tokens
+        for request in self._turns[client]:
+            for text in self._rows[request]:
+                left -= len(text.token_ids) if self._is_waiting(text) else 0
+                if left < 0:
+                    return False
+        return left < self._small_tokens
 
     def _batch_of_suspects(self, first: QueuedText) -> list[QueuedText]:
         """This text and others that just the same requests wait for (Q5), up to the budget."""

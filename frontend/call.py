@@ -366,7 +366,9 @@ async def admitted(request: Request) -> AsyncIterator[Call]:
     ticket = api.admission.try_admit(CHUNKED_GUESS if size is None else size)
     try:
         timeout = api.config.request_timeout
-        yield Call(request, await read_body(request, limit, timeout, ticket.set_body_bytes), started, ticket)
+        body = await read_body(request, limit, timeout, ticket.set_body_bytes)
+        await api.ranker.wait_model(asyncio.get_running_loop().time() + timeout - (time.monotonic() - started))
+        yield Call(request, body, started, ticket)
     finally:
         ticket.release()
 

@@ -95,6 +95,7 @@ class Reranker:
         self._embedder = Embedder(engine or worker, self._executor)
         self.recent = RecentKeys(RECENT_KEYS)
         self._model: _Model | None = None
+        self._has_model = asyncio.Event()
         self._building: asyncio.Task[None] | None = None
 
     def take_model(self, service: Service) -> None:
@@ -106,7 +107,30 @@ class Reranker:
         loop = asyncio.get_running_loop()
         tokenizer = await loop.run_in_executor(self._executor, StatelessTokenizer, spec, service.tokenizer)
         self._model = _Model(service.ready.fingerprint, spec, tokenizer)
+        self._has_model.set()
         self.recent.clear()
+
+    async def wait_model(self, deadline: float) -> None:
+        """Until the model is known, or there is none to wait for: a process that has just started is asked at once.
+
+        Args:
+            deadline: on the event loop's clock.
+
+        Raises:
+            ServiceFailed: UNAVAILABLE, it was not there in time.
+        """
+        loop = asyncio.get_running_loop()
+        if self._model is not None:
+            return
+        if self.engine is None:
+            await self.worker.wait_ready(max(0.0, deadline - loop.time()))
+        if not self.has_encoder:
+            return
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._has_model.wait()
+        except TimeoutError:
+            raise ServiceFailed(ErrorCode.UNAVAILABLE, "the encoder is not ready", 1000) from None
 
     def close(self) -> None:
         """Stop the tokenising threads."""
@@ -386,18 +410,11 @@ class _Ranking:
     # --- what is supplied -----------------------------------------------------------------------------------------
 
     async def _prepare(self, supply: set[int]) -> None:
-        """Tokenise the texts that will be supplied; encode the queries, which go with every part."""
+        """Tokenise the texts that will be supplied."""
         texts = [i for i in sorted(supply) if i not in self._tokenized and isinstance(self._texts[i], TextInput)]
         queries = [i for i in texts if i < self._num_queries]
         await self._tokenise("query", queries)
         await self._tokenise("document", [i for i in texts if i >= self._num_queries])
-        if self._engine is None:
-            return
-        async with self._query_lock:
-            wanted = [i for i in sorted(supply) if i < self._num_queries and i in self._tokenized]
-            left = [i for i in wanted if i not in self._queries]
-            if left:
-                self._queries.update(await self._encode("query", left))
 
     async def _tokenise(self, role: Role, texts: list[int]) -> None:
         if not texts:
@@ -429,6 +446,8 @@ class _Ranking:
     async def _encode(self, role: Role, texts: list[int]) -> dict[int, EncodedText]:
         """Have the engine encode tokenised texts of one role."""
         assert self._engine is not None
+        if not texts:
+            return {}
         tokens = [self._tokenized[text] for text in texts]
         count = sum(len(entry.token_ids) for entry in tokens)
         keys = [self._keys[text] for text in texts]
@@ -460,11 +479,16 @@ class _Ranking:
             if documents:
                 supplied.append(self._supply_tokens("document", documents, places, writer))
             return supplied
-        encoded = {i: self._queries[i] for i in queries}
-        if documents:
-            encoded |= await self._encode("document", documents)
-        supplied.append(self._supply_encoded(encoded, places, writer))
+        # side by side: the engine has them in one batch, and a small request waits for it once
+        encoded = await run_all([self._encode_queries(queries), self._encode("document", documents)])
+        supplied.append(self._supply_encoded(encoded[0] | encoded[1], places, writer))
         return supplied
+
+    async def _encode_queries(self, queries: list[int]) -> dict[int, EncodedText]:
+        """As `_encode`, but once for all parts (R3)."""
+        async with self._query_lock:
+            self._queries |= await self._encode("query", [i for i in queries if i not in self._queries])
+        return {i: self._queries[i] for i in queries}
 
     def _supply_values(
         self, texts: list[int], places: dict[int, int], writer: FrameWriter

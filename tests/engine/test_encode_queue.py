@@ -1,4 +1,4 @@
-"""What is encoded next: Q1 to Q5 of engine.encode_queue."""
+"""What is encoded next: Q1 to Q6 of engine.encode_queue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from engine.encode_queue import EncodeQueue, QueuedText
+from engine.encode_queue import SMALL_BATCH, WARY_BATCHES, EncodeQueue, QueuedText
 from ipc.running import RequestName
 
 MAX_BATCH_TOKENS = 20
@@ -151,6 +151,23 @@ def test_many_requests_do_not_give_a_client_more_turns() -> None:  # Q4
 def test_joined_text_comes_at_the_turn_of_whoever_is_first() -> None:  # Q4
     queue = queue_of(*((number, 10, 1, b"a") for number in range(6)), (5, 10, 2, b"b"))
     assert all_batches(queue) == [[0, 5], [1, 2], [3, 4]]
+
+
+def test_batches_are_small_while_little_is_wanted_beside_much_and_for_some_time_after() -> None:  # Q6
+    small = MAX_BATCH_TOKENS // SMALL_BATCH
+    count = (WARY_BATCHES + 1) * small + 2 * MAX_BATCH_TOKENS
+    queue = queue_of(*((number, 1, 1, b"much") for number in range(count)), (count, 1, 2, b"little"))
+    batches = all_batches(queue)
+    assert count in batches[0]
+    assert [len(batch) for batch in batches[:WARY_BATCHES]] == [small] * WARY_BATCHES
+    assert len(batches[WARY_BATCHES]) == MAX_BATCH_TOKENS
+
+
+def test_batches_are_full_where_all_want_much_or_all_want_little() -> None:  # Q6
+    much = [(number, 1, number % 2, bytes([number % 2])) for number in range(4 * MAX_BATCH_TOKENS)]
+    assert {len(batch) for batch in all_batches(queue_of(*much))} == {MAX_BATCH_TOKENS}
+    little = [(number, 1, number, bytes([number])) for number in range(2 * MAX_BATCH_TOKENS)]
+    assert {len(batch) for batch in all_batches(queue_of(*little))} == {MAX_BATCH_TOKENS}
 
 
 def test_suspect_shares_its_batch_with_nobody() -> None:  # Q5

@@ -75,6 +75,9 @@ class WordRanker:
     async def statistics(self) -> dict[str, dict[str, float]]:
         return {"worker": {"store_hits": 7.0}, "engine": {"encoded_texts": 3.0}}
 
+    async def wait_model(self, deadline: float) -> None:
+        """It is known from the start, or never."""
+
     async def score(self, task: RankingTask) -> RankingResult:
         self.tasks.append(task)
         if self.failure is not None:
