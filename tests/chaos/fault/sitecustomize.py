@@ -1,0 +1,77 @@
+"""A fault for tests: Python runs this at the start of every process whose PYTHONPATH names this folder.
+
+A scorer worker that scores a document of exactly DEADLY_ROWS rows, and an encoder that encodes a text of exactly
+DEADLY_TOKENS token ids, kill their process with SIGKILL: what a fault of a kernel or a driver does. The programs
+themselves have no such switch, so none can be left on.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+DEADLY_ROWS = 77
+DEADLY_TOKENS = 91
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def poison_scorer(module: Any) -> None:
+    """Scorer.score, with a fault."""
+    score = module.Scorer.score
+
+    def score_or_die(self: Any, groups: Sequence[Any]) -> Any:
+        if any(document.rows == DEADLY_ROWS for group in groups for document in group.documents):
+            die()
+        return score(self, groups)
+
+    module.Scorer.score = score_or_die
+
+
+def poison_encoder(module: Any) -> None:
+    """Encoder.encode, with a fault."""
+    encode = module.Encoder.encode
+
+    def encode_or_die(self: Any, texts: Any) -> Any:
+        if DEADLY_TOKENS in texts.lengths:
+            die()
+        return encode(self, texts)
+
+    module.Encoder.encode = encode_or_die
+
+
+FAULTS: dict[str, Callable[[Any], None]] = {
+    "scorer_worker.scorer": poison_scorer,
+    "engine.encoder": poison_encoder,
+}
+
+
+class Poisoner(importlib.abc.MetaPathFinder):
+    """Loads the modules of FAULTS as ever, and then gives them their fault."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in FAULTS:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        assert spec is not None and spec.loader is not None
+        run = spec.loader.exec_module
+
+        def run_and_poison(module: ModuleType) -> None:
+            run(module)
+            FAULTS[fullname](module)
+
+        spec.loader.exec_module = run_and_poison  # type: ignore[method-assign]
+        return spec
+
+
+sys.meta_path.insert(0, Poisoner())
