@@ -126,7 +126,7 @@ def memory(server: Server) -> dict[str, float]:
 
 
 async def overload(server: Server, seconds: float) -> dict[str, Any]:
-    client, lists = Client(server.port), new_documents(20, 16)
+    client, lists = Client(server.port), new_documents(100, 16)
     await closed(client, FEW_CONNECTIONS, lists, seconds / 3)  # warm; admission learns what a request costs
     before = await closed(client, FEW_CONNECTIONS, lists, seconds)
     capacity = before.count(200) / seconds
@@ -183,7 +183,7 @@ def main() -> None:
     arguments = parser(__doc__ or "", "overload-cpu")
     arguments.add_argument("--seconds", type=float, default=15.0, help="of each load")
     options = arguments.parse_args()
-    with Server() as server:
+    with Server("--embedding-cache-size", "256MiB") as server:
         results: dict[str, Any] = {"overload": asyncio.run(overload(server, options.seconds))}
     keys = [argument for key in KEYS for argument in ("--api-key", key)]
     serve = [*keys, "--max-documents-per-request", str(LARGE), "--request-timeout", "10m"]
