@@ -40,8 +40,29 @@ def page() -> str:
     sections = [_scoring(_read("scoring-cpu")), _serving(_read("serving-cpu")), _encoder(_read("encoder-cpu"))]
     sections += [_ndcg(_read("ndcg-cpu")), _start(_read("start-cpu"))]
     sections += [_scoring_cuda(_read("scoring-cuda")), _serving_cuda(_read("serving-cuda"))]
+    sections += [_overload(_read("overload-cpu"))]
     head = "# Numbers\n\nGenerated from `benchmarks/results/` by `python -m benchmarks.tables`. Medians.\n"
     return "\n".join([head, *sections])
+
+
+def _overload(results: dict[str, Any]) -> str:
+    load = results["overload"]
+    rows = [
+        [f"answered {status}", str(part["count"]), f"{part['p50_ms']:.0f}", f"{part['p99_ms']:.0f}", ""]
+        for status, part in load["answers"].items()
+    ]
+    for name, label in (("fairness_new", "10 new documents"), ("fairness_cached", "10 cached documents")):
+        part = results[name]
+        for how, words in (("alone", "alone"), ("beside", "beside a client that asks for 10,000")):
+            times = f"{part['times_p99']:.1f}" if how == "beside" else ""
+            own = part[how]
+            rows.append([f"{label}, {words}", str(own["count"]), f"{own['p50_ms']:.1f}", f"{own['p99_ms']:.1f}", times])
+    title = (
+        f"Overload and fairness: 200 connections ask for {load['asked_per_second']:.0f} requests/s of 100 new documents, "
+        f"where 8 get {load['requests_per_second_before']:.1f}, afterwards {load['requests_per_second_after']:.1f}"
+    )
+    head = ["what", "requests", "p50 ms", "p99 ms", "times the p99 alone"]
+    return _section(title, results, head, rows)
 
 
 def _scoring(results: dict[str, Any]) -> str:

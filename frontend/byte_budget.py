@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 
 
 class ByteBudget:
-    """A counted budget; who does not fit waits in order. A demand above the whole budget gets it alone."""
+    """A counted budget; who does not fit waits in order. A demand above the whole budget gets it alone, and one for
+    nothing does not wait: who only asks the store is not held up by those who bring much."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -20,6 +21,9 @@ class ByteBudget:
     async def hold(self, size: int) -> AsyncIterator[None]:
         """Have `size` bytes of the budget inside the block."""
         size = min(size, self._total)
+        if not size:
+            yield
+            return
         if self._waiting or self._used + size > self._total:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append((turn, size))
