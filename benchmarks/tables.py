@@ -58,8 +58,8 @@ def _overload(results: dict[str, Any]) -> str:
             own = part[how]
             rows.append([f"{label}, {words}", str(own["count"]), f"{own['p50_ms']:.1f}", f"{own['p99_ms']:.1f}", times])
     title = (
-        f"Overload and fairness: 200 connections ask for {load['asked_per_second']:.0f} requests/s of 100 new documents, "
-        f"where 8 get {load['requests_per_second_before']:.1f}, afterwards {load['requests_per_second_after']:.1f}"
+        f"Overload and fairness: 200 connections ask for {load['asked_per_second']:.0f} requests/s of 100 new "
+        f"documents, where 8 get {load['requests_per_second_before']:.1f}, afterwards {load['requests_per_second_after']:.1f}"
     )
     head = ["what", "requests", "p50 ms", "p99 ms", "times the p99 alone"]
     return _section(title, results, head, rows)
