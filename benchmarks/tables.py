@@ -25,6 +25,7 @@ H100_TARGETS_US = {
     "W9": 172.0,
     "W10": 9.0,
 }
+WHEN = ("before", "after")  # an overload
 VARIANTS = {
     "ours_scattered": "maxsimd, documents scattered in the store",
     "ours_together": "maxsimd, documents together",
@@ -57,9 +58,10 @@ def _overload(results: dict[str, Any]) -> str:
             times = f"{part['times_p99']:.1f}" if how == "beside" else ""
             own = part[how]
             rows.append([f"{label}, {words}", str(own["count"]), f"{own['p50_ms']:.1f}", f"{own['p99_ms']:.1f}", times])
+    asked, before, after = (load[name] for name in ("asked_per_second", *(f"requests_per_second_{n}" for n in WHEN)))
     title = (
-        f"Overload and fairness: 200 connections ask for {load['asked_per_second']:.0f} requests/s of 100 new "
-        f"documents, where 8 get {load['requests_per_second_before']:.1f}, afterwards {load['requests_per_second_after']:.1f}"
+        f"Overload and fairness: 200 connections ask for {asked:.0f} requests/s of 100 new documents, "
+        f"where 8 get {before:.1f}, afterwards {after:.1f}"
     )
     head = ["what", "requests", "p50 ms", "p99 ms", "times the p99 alone"]
     return _section(title, results, head, rows)
