@@ -21,39 +21,14 @@ from frontend.auth import Authentication
 from frontend.call import Api
 from frontend.errors import RequestFailed, on_bug, on_failure, on_http_exception
 from frontend.metrics import Metrics
+from frontend.openapi import Documentation
+from frontend.operations import OPERATIONS
 from frontend.ranking import Ranker
-from frontend.routes import embeddings, status
-from frontend.routes.next_plaid import rerank_with_encoding
-from frontend.routes.nim import ranking
-from frontend.routes.rerank import rerank
-from frontend.routes.score import score
-from frontend.routes.tokenize import detokenize, tokenize
 from ipc.errors import ServiceFailed
 
 CLIENT_CLOSED = 499  # for the metrics; nobody reads it
 
-_ROUTES = [
-    *(Route(path, rerank, methods=["POST"]) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
-    *(Route(path, score, methods=["POST"]) for path in ("/score", "/v1/score")),
-    *(Route(path, ranking, methods=["POST"]) for path in ("/v1/ranking", "/ranking")),
-    Route("/pooling", embeddings.pooling, methods=["POST"]),
-    Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
-    Route("/v1/multi-vector", embeddings.multi_vector, methods=["POST"]),
-    Route("/embed_all", embeddings.embed_all, methods=["POST"]),
-    Route("/encode", embeddings.encode, methods=["POST"]),
-    Route("/rerank_with_encoding", rerank_with_encoding, methods=["POST"]),
-    Route("/tokenize", tokenize, methods=["POST"]),
-    Route("/detokenize", detokenize, methods=["POST"]),
-    Route("/v1/models", status.models),
-    Route("/models", status.infinity_models),
-    Route("/info", status.tei_info),
-    Route("/health", status.health),
-    Route("/ping", status.health),
-    Route("/live", status.live),
-    Route("/ready", status.ready),
-    Route("/version", status.version),
-    Route("/metrics", status.metrics),
-]
+_ROUTES = [Route(path, each.handler, methods=[each.method]) for each in OPERATIONS for path in each.paths]
 _PATHS = frozenset(route.path for route in _ROUTES)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -83,6 +58,7 @@ def create_app(
     )
     app.router.redirect_slashes = False
     app.state.api = Api(config, ranker, admission, secret, metrics, is_draining)
+    app.state.documentation = Documentation(OPERATIONS, is_keyed=bool(config.api_key_digests))
     return app
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from frontend.errors import invalid
 from frontend.json_body import decode_body
 from frontend.schemas import CommonBody, ScoreUsage, Usage
 from ipc.messages import FloatDType, Role
 
-TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class TextObject(msgspec.Struct, frozen=True):
@@ -24,47 +24,70 @@ class TextObject(msgspec.Struct, frozen=True):
     text: str
 
 
+_ROWS = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
+# Written by frontend.embedding_formats: whole answers as numbers would be ten times their size in Python's objects.
+Rows = Annotated[Any, Meta(description="[rows, dim] numbers", extra_json_schema=_ROWS)]
+RowsOrText = Annotated[
+    Any,
+    Meta(description="[rows, dim] numbers, or their base64", extra_json_schema={"anyOf": [_ROWS, {"type": "string"}]}),
+]
+RowsOrTexts = Annotated[
+    Any,
+    Meta(
+        description="[rows, dim] numbers, or the base64 of each row",
+        extra_json_schema={"anyOf": [_ROWS, {"type": "array", "items": {"type": "string"}}]},
+    ),
+]
 EmbeddingInput = str | TextObject | list[str | TextObject | TokenId | list[TokenId]]
 
 
 class EmbeddingBody(CommonBody, frozen=True, kw_only=True):
-    """What all of them may say. None of these lengths, types or roles means the model's own, float32, a document."""
+    """What all requests for embeddings may say."""
 
-    input_type: Role | None = None
+    input_type: Annotated[Role | None, Meta(description="null: document")] = None
     encoding_format: str | None = None
-    dimensions: int | None = None  # only the model's own
+    dimensions: Annotated[int | None, Meta(description="Only the model's own")] = None
 
 
 class PoolingBody(EmbeddingBody, frozen=True, kw_only=True):
     """POST /pooling: vLLM's, for the task token_embed."""
 
     input: EmbeddingInput
-    task: str | None = None
-    encoding_format: Literal["float", "base64", "bytes", "bytes_only"] | None = None
-    embed_dtype: FloatDType | None = None  # of base64 and bytes
-    endianness: Literal["native", "big", "little"] | None = None
-    use_activation: bool | None = None
-    normalize: bool | None = None
-    add_special_tokens: bool | None = None
+    task: Annotated[str | None, Meta(description="Only token_embed")] = None
+    encoding_format: Annotated[
+        Literal["float", "base64", "bytes", "bytes_only"] | None,
+        Meta(description="bytes: all rows, with a header `metadata`; bytes_only: without it; null: float"),
+    ] = None
+    embed_dtype: Annotated[FloatDType | None, Meta(description="Of base64 and bytes; null: float32")] = None
+    endianness: Annotated[
+        Literal["native", "big", "little"] | None, Meta(description="Of base64 and bytes; null: native")
+    ] = None
+    use_activation: Annotated[bool | None, Meta(description="Not false")] = None
+    normalize: Annotated[bool | None, Meta(description="Refused, as vLLM does: use_activation took its place")] = None
+    add_special_tokens: Annotated[bool | None, Meta(description="Not false: send token ids")] = None
 
 
 class EmbeddingsBody(EmbeddingBody, frozen=True, kw_only=True):
     """POST /v1/embeddings, /v1/multi-vector: vLLM's, PyLate's (`is_query`), Jina's (`input_type`, `embedding_type`)."""
 
     input: EmbeddingInput
-    is_query: bool | None = None
-    embedding_type: Literal["float", "base64"] | None = None
-    encoding_format: Literal["float", "base64"] | None = None  # base64: Jina's old name of embedding_type
-    add_special_tokens: bool | None = None
+    is_query: Annotated[bool | None, Meta(description="PyLate's; not together with input_type")] = None
+    embedding_type: Annotated[
+        Literal["float", "base64"] | None, Meta(description="Jina's; base64: a string for each row")
+    ] = None
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None, Meta(description="base64: Jina's old name of embedding_type")
+    ] = None
+    add_special_tokens: Annotated[bool | None, Meta(description="Not false: send token ids")] = None
 
 
 class EmbedAllBody(EmbeddingBody, frozen=True, kw_only=True):
-    """POST /embed_all: TEI's. `prompt_name` is the role."""
+    """POST /embed_all: TEI's."""
 
     inputs: EmbeddingInput
-    truncate: bool | None = None
-    truncation_direction: str | None = None
-    prompt_name: Role | None = None
+    truncate: Annotated[bool | None, Meta(description="TEI's truncation")] = None
+    truncation_direction: Annotated[str | None, Meta(description="Only Right")] = None
+    prompt_name: Annotated[Role | None, Meta(description="The role, as input_type")] = None
 
 
 class EncodeBody(EmbeddingBody, frozen=True, kw_only=True):
@@ -72,7 +95,7 @@ class EncodeBody(EmbeddingBody, frozen=True, kw_only=True):
 
     texts: list[str]
     encoding_format: Literal["float", "base64"] | None = None
-    pool_factor: int | None = None
+    pool_factor: Annotated[int | None, Meta(description="Only 1")] = None
 
 
 class RerankWithEncodingBody(CommonBody, frozen=True, kw_only=True):
@@ -80,7 +103,7 @@ class RerankWithEncodingBody(CommonBody, frozen=True, kw_only=True):
 
     query: str
     documents: list[str]
-    pool_factor: int | None = None
+    pool_factor: Annotated[int | None, Meta(description="Only 1")] = None
 
 
 class NextPlaidRank(msgspec.Struct, frozen=True):
@@ -89,17 +112,21 @@ class NextPlaidRank(msgspec.Struct, frozen=True):
 
 
 class NextPlaidAnswer(msgspec.Struct, frozen=True):
+    """next-plaid's: all documents, best first."""
+
     results: list[NextPlaidRank]
     num_documents: int
 
 
 class PooledText(msgspec.Struct, frozen=True):
     index: int
-    data: Any  # numbers, or base64
+    data: RowsOrText
     object: str = "pooling"
 
 
 class PoolingAnswer(msgspec.Struct, frozen=True):
+    """vLLM's."""
+
     id: str
     object: str
     created: int
@@ -131,7 +158,7 @@ class BytesMetadata(msgspec.Struct, frozen=True):
 
 class EmbeddedText(msgspec.Struct, frozen=True):
     index: int
-    embedding: Any  # [rows, dim] numbers
+    embedding: Rows
     object: str = "embedding"
 
 
@@ -148,11 +175,13 @@ class EmbeddingsAnswer(msgspec.Struct, frozen=True):
 
 class JinaEmbeddedText(msgspec.Struct, frozen=True):
     index: int
-    embeddings: Any  # [rows, dim] numbers, or the base64 of each row
+    embeddings: RowsOrTexts
     object: str = "embeddings"
 
 
 class JinaAnswer(msgspec.Struct, frozen=True):
+    """Jina's: the plural `embeddings`."""
+
     model: str
     object: str
     usage: Usage
@@ -163,7 +192,7 @@ class EncodeAnswer(msgspec.Struct, frozen=True):
     """next-plaid's: numbers, or base64 of float32 with shapes."""
 
     num_texts: int
-    embeddings: list[Any] | UnsetType = UNSET
+    embeddings: list[Rows] | UnsetType = UNSET
     embeddings_b64: list[str] | UnsetType = UNSET
     shapes: list[list[int]] | UnsetType = UNSET
 

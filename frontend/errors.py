@@ -18,6 +18,15 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from frontend.dialect import Dialect, dialect_of
+from frontend.error_bodies import (
+    CohereError,
+    ErrorBody,
+    JinaError,
+    NextPlaidError,
+    TeiError,
+    VllmError,
+    VllmErrorDetail,
+)
 from ipc.errors import ServiceFailed
 from ipc.messages import ErrorCode
 
@@ -87,8 +96,8 @@ def invalid(message: str, param: str | None = None) -> RequestFailed:
 def plain_error(status: int, message: str) -> bytes:
     """The body of an error that has no path and so no dialect: vLLM's."""
     names = dict(HTTP_STATUS.values())
-    inner = {"message": message, "type": names.get(status, "BadRequestError"), "param": None, "code": status}
-    return msgspec.json.encode({"error": inner, "detail": message, "message": message})
+    detail = VllmErrorDetail(message, names.get(status, "BadRequestError"), None, status)
+    return msgspec.json.encode(VllmError(detail, message, message))
 
 
 def error_response(scope: Scope, error: RequestFailed | ServiceFailed) -> Response:
@@ -97,20 +106,19 @@ def error_response(scope: Scope, error: RequestFailed | ServiceFailed) -> Respon
     status, kind = HTTP_STATUS[error.code]
     message = error.message if len(error.message) <= MAX_MESSAGE else error.message[:MAX_MESSAGE] + "..."
     param = error.param if isinstance(error, RequestFailed) else None
-    body: dict[str, object]
+    body: ErrorBody
     match dialect_of(scope):
         case Dialect.COHERE:
-            body = {"message": message, "id": scope.get("maxsimd.request_id", "")}
+            body = CohereError(message, scope.get("maxsimd.request_id", ""))
         case Dialect.TEI:
-            body = {"error": message, "error_type": TEI_TYPES.get(status, "backend")}
+            body = TeiError(message, TEI_TYPES.get(status, "backend"))
         case Dialect.NEXT_PLAID:
-            body = {"code": NEXT_PLAID_CODES.get(status, "INTERNAL_ERROR"), "message": message}
+            body = NextPlaidError(NEXT_PLAID_CODES.get(status, "INTERNAL_ERROR"), message)
         case Dialect.JINA:
             code = JINA_CODES.get(status, "INPUT_INVALID" if status < 500 else "SERVICE_UNAVAILABLE")
-            body = {"detail": message, "code": code, "request_id": scope.get("maxsimd.request_id", "")}
+            body = JinaError(message, code, scope.get("maxsimd.request_id", ""))
         case _:
-            inner = {"message": message, "type": kind, "param": param, "code": status}
-            body = {"error": inner, "detail": message, "message": message}
+            body = VllmError(VllmErrorDetail(message, kind, param, status), message, message)
     headers = {}
     if status in _RETRY:
         retry_after_ms = error.retry_after_ms or 1000

@@ -17,18 +17,19 @@ A query or document is one of
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from frontend.embeddings_input import RowsOfNumbers, SentEmbeddings, Shape, is_given
 from frontend.errors import invalid
 from frontend.json_body import ScoreMode, decode_body
 
-Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-Milliseconds = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
-Salt = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+Tokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokensOrOwn = Annotated[int, Meta(ge=-1, le=2**31 - 1, extra_json_schema={"not": {"const": 0}})]
+Milliseconds = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Salt = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
 class ContentPart(msgspec.Struct, frozen=True):
@@ -42,9 +43,9 @@ class InputObject(msgspec.Struct, frozen=True):
     """A query or document that is not a plain string: exactly one of these."""
 
     text: str | None = None
-    embeddings: SentEmbeddings = msgspec.Raw()
+    embeddings: SentEmbeddings = msgspec.field(default_factory=msgspec.Raw)  # a default itself would be in the schema
     embeddings_b64: str | None = None
-    shape: Shape | None = None  # of embeddings_b64
+    shape: Annotated[Shape | None, Meta(description="[rows, dim] of embeddings_b64")] = None
     content: list[ContentPart] | None = None
 
 
@@ -54,30 +55,52 @@ InputBody = str | InputObject
 class CommonBody(msgspec.Struct, frozen=True, kw_only=True):
     """Fields of all requests that score. Lengths count special tokens and markers, and only lower the model's own."""
 
-    model: str | None = None
-    max_tokens_per_query: Tokens | None = None  # 0: the model's own
-    max_tokens_per_doc: Tokens | None = None
-    truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)] | None = None  # -1: the model's own
-    truncation: bool | None = None  # false: a text that is too long is a 400
-    score_mode: ScoreMode | None = None  # None: the server's
-    cache_salt: Salt | None = None  # requests with another salt neither find nor time this one's embeddings
-    timeout_ms: Milliseconds | None = None  # lowers the server's limit
+    model: Annotated[str | None, Meta(description="Any name is taken, unless --strict-model-name")] = None
+    max_tokens_per_query: Annotated[
+        Tokens | None, Meta(description="Longest query, in tokens; 0: the model's own length")
+    ] = None
+    max_tokens_per_doc: Annotated[
+        Tokens | None, Meta(description="Longest document, in tokens; 0: the model's own length")
+    ] = None
+    truncate_prompt_tokens: Annotated[
+        TokensOrOwn | None, Meta(description="Longest text, in tokens; -1: the model's own length")
+    ] = None
+    truncation: Annotated[bool | None, Meta(description="false: a text that is too long is a 400")] = None
+    score_mode: Annotated[
+        ScoreMode | None,
+        Meta(
+            description="raw: MaxSim. mean: divided by the number of scored query tokens. unit: the mean mapped to "
+            "[0, 1]. null: the server's (--score-mode)"
+        ),
+    ] = None
+    cache_salt: Annotated[
+        Salt | None,
+        Meta(description="Requests with another salt neither find nor time this one's stored embeddings"),
+    ] = None
+    timeout_ms: Annotated[Milliseconds | None, Meta(description="Lowers --request-timeout")] = None
 
 
 class RerankBody(CommonBody, frozen=True, kw_only=True):
     """POST /rerank, /v1/rerank, /v2/rerank: `documents`, or on /rerank TEI's `texts`."""
 
-    query: InputBody | RowsOfNumbers | None = None  # rows of numbers: next-plaid's
-    query_b64: str | None = None  # next-plaid's, float32
-    query_shape: Shape | None = None
-    documents: list[InputBody] | InputBody | None = None
-    texts: list[str] | None = None
-    top_n: Annotated[int, msgspec.Meta(ge=0)] | None = None  # 0, or more than there are: all
-    return_documents: bool | None = None
-    return_text: bool | None = None  # TEI's name of return_documents
-    raw_scores: bool | None = None  # TEI's and Infinity's; true: MaxSim as it is
-    truncate: bool | None = None  # TEI's name of truncation
-    truncation_direction: str | None = None  # TEI's
+    query: Annotated[
+        InputBody | RowsOfNumbers | None,
+        Meta(description="Required, unless query_b64; rows of numbers are next-plaid's"),
+    ] = None
+    query_b64: Annotated[str | None, Meta(description="next-plaid's: base64 of float32, shaped as query_shape")] = None
+    query_shape: Annotated[Shape | None, Meta(description="[rows, dim] of query_b64")] = None
+    documents: Annotated[list[InputBody] | InputBody | None, Meta(description="Required, unless texts")] = None
+    texts: Annotated[list[str] | None, Meta(description="TEI's documents: the answer is TEI's")] = None
+    top_n: Annotated[
+        Annotated[int, Meta(ge=0)] | None, Meta(description="At most so many results; 0, or more than there are: all")
+    ] = None
+    return_documents: Annotated[
+        bool | None, Meta(description="Whether results carry their document; null: not on /v2, else yes")
+    ] = None
+    return_text: Annotated[bool | None, Meta(description="TEI's return_documents; null: no")] = None
+    raw_scores: Annotated[bool | None, Meta(description="TEI's and Infinity's; true: score_mode raw")] = None
+    truncate: Annotated[bool | None, Meta(description="TEI's truncation")] = None
+    truncation_direction: Annotated[str | None, Meta(description="TEI's; only Right")] = None
 
 
 class Passage(msgspec.Struct, frozen=True):
@@ -91,7 +114,9 @@ class RankingBody(CommonBody, frozen=True, kw_only=True):
 
     query: Passage
     passages: list[Passage]
-    truncate: Literal["NONE", "END"] | None = None
+    truncate: Annotated[
+        Literal["NONE", "END"] | None, Meta(description="NONE: a text that is too long is a 400; null: END")
+    ] = None
 
 
 class ScoreBody(CommonBody, frozen=True, kw_only=True):
@@ -134,13 +159,35 @@ class RankedDocument(msgspec.Struct, frozen=True):
     document: Document | UnsetType = UNSET
 
 
+class ApiVersion(msgspec.Struct, frozen=True):
+    version: Literal["1", "2"]
+
+
+class BilledUnits(msgspec.Struct, frozen=True):
+    search_units: int = 1
+
+
+class InputTokens(msgspec.Struct, frozen=True):
+    input_tokens: int
+
+
+class RerankMeta(msgspec.Struct, frozen=True):
+    """Cohere's."""
+
+    api_version: ApiVersion
+    tokens: InputTokens
+    billed_units: BilledUnits = BilledUnits()
+
+
 class RerankAnswer(msgspec.Struct, frozen=True):
+    """Best first; `document` is left out where it was not asked for, and where it is embeddings."""
+
     id: str
     model: str
     created: int
     usage: Usage
     results: list[RankedDocument]
-    meta: dict[str, Any]
+    meta: RerankMeta
 
 
 class TeiRank(msgspec.Struct, frozen=True):
@@ -160,6 +207,8 @@ class InfinityDocument(msgspec.Struct, frozen=True):
 
 
 class InfinityAnswer(msgspec.Struct, frozen=True):
+    """Infinity's, under --dialect infinity."""
+
     id: str
     model: str
     created: int
@@ -174,6 +223,8 @@ class NimRank(msgspec.Struct, frozen=True):
 
 
 class NimAnswer(msgspec.Struct, frozen=True):
+    """NIM's: all passages, best first."""
+
     rankings: list[NimRank]
     usage: Usage
 
@@ -185,6 +236,8 @@ class ScoredPair(msgspec.Struct, frozen=True):
 
 
 class ScoreAnswer(msgspec.Struct, frozen=True):
+    """vLLM's: a score for each pair, in input order."""
+
     id: str
     object: str
     created: int

@@ -26,12 +26,15 @@ from frontend.ranking import EmbeddingsInput, RankingResult
 from frontend.routes.next_plaid import next_plaid_answer
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import (
+    ApiVersion,
     Document,
     InfinityAnswer,
     InfinityDocument,
+    InputTokens,
     RankedDocument,
     RerankAnswer,
     RerankBody,
+    RerankMeta,
     TeiRank,
     Usage,
     as_list,
@@ -180,11 +183,7 @@ def _answer(ranked: _Ranked, dialect: Dialect) -> RerankAnswer:
         created=int(time.time()),
         usage=Usage(ranked.tokens, ranked.tokens),
         results=[RankedDocument(index, ranked.scores[index], document(index)) for index in ranked.order],
-        meta={
-            "api_version": {"version": "2" if is_v2 else "1"},
-            "billed_units": {"search_units": 1},
-            "tokens": {"input_tokens": ranked.tokens},
-        },
+        meta=RerankMeta(ApiVersion("2" if is_v2 else "1"), InputTokens(ranked.tokens)),
     )
 
 

@@ -11,6 +11,18 @@ from starlette.responses import Response
 
 from frontend.call import api_of
 from frontend.errors import RequestFailed, error_response
+from frontend.status_schemas import (
+    CheckResult,
+    InfinityModel,
+    InfinityModelList,
+    Model,
+    ModelList,
+    Permission,
+    TeiInfo,
+    TeiModelType,
+    TeiReranker,
+    Version,
+)
 from frontend.version import VERSION
 from ipc.messages import ErrorCode, SelfCheck
 
@@ -36,7 +48,8 @@ async def ready(request: Request) -> Response:
 
 
 async def version(request: Request) -> Response:
-    return _json({"version": VERSION})
+    """This software's."""
+    return _json(Version(VERSION))
 
 
 async def metrics(request: Request) -> Response:
@@ -52,27 +65,14 @@ async def models(request: Request) -> Response:
     names = api.model_names
     max_length = max(spec.query.max_length, spec.document.max_length) if spec is not None else 0
     self_check = _describe_check(api.ranker.self_check)
-    data = [{**_model(name, names[0], max_length), "self_check": self_check} for name in names]
-    return _json({"object": "list", "data": data})
+    data = [_model(name, names[0], max_length, self_check) for name in names]
+    return _json(ModelList(data))
 
 
 async def infinity_models(request: Request) -> Response:
     """Infinity's list."""
     api = api_of(request)
-    stats = {"queue_fraction": 0.0, "queue_absolute": 0, "results_pending": 0, "batch_size": 0}
-    data = [
-        {
-            "id": name,
-            "stats": stats,
-            "object": "model",
-            "owned_by": "infinity",
-            "created": _STARTED,
-            "backend": "torch",
-            "capabilities": ["rerank"],
-        }
-        for name in api.model_names
-    ]
-    return _json({"object": "list", "data": data})
+    return _json(InfinityModelList([InfinityModel(id=name, created=_STARTED) for name in api.model_names]))
 
 
 async def tei_info(request: Request) -> Response:
@@ -83,57 +83,33 @@ async def tei_info(request: Request) -> Response:
     limit = api.config.max_documents_per_request
     max_length = max(spec.query.max_length, spec.document.max_length) if spec is not None else 0
     return _json(
-        {
-            "model_id": api.model_names[0],
-            "model_sha": None,
-            "model_dtype": check.dtype if check is not None else "float32",
-            "served_model_name": api.model_names[0],
-            "model_type": {"reranker": {"id2label": {"0": "MaxSim"}, "label2id": {"MaxSim": 0}}},
-            "max_concurrent_requests": limit,
-            "max_input_length": max_length,
-            "max_batch_tokens": max_length,
-            "max_batch_requests": None,
-            "max_client_batch_size": limit,
-            "auto_truncate": True,
-            "tokenization_workers": 1,
-            "version": VERSION,
-            "sha": None,
-            "docker_label": None,
-        }
+        TeiInfo(
+            model_id=api.model_names[0],
+            model_dtype=check.dtype if check is not None else "float32",
+            served_model_name=api.model_names[0],
+            model_type=TeiModelType(TeiReranker({"0": "MaxSim"}, {"MaxSim": 0})),
+            max_concurrent_requests=limit,
+            max_input_length=max_length,
+            max_batch_tokens=max_length,
+            max_client_batch_size=limit,
+            version=VERSION,
+        )
     )
 
 
-def _describe_check(check: SelfCheck | None) -> dict[str, object] | None:
-    if check is None:
-        return None
-    return {"passed": check.passes, **msgspec.structs.asdict(check)}
+def _describe_check(check: SelfCheck | None) -> CheckResult | None:
+    return None if check is None else CheckResult(passed=check.passes, **msgspec.structs.asdict(check))
 
 
-def _model(name: str, root: str, max_length: int) -> dict[str, object]:
-    permission = {
-        "id": f"modelperm-{name}",
-        "object": "model_permission",
-        "created": _STARTED,
-        "allow_create_engine": False,
-        "allow_sampling": False,
-        "allow_logprobs": False,
-        "allow_search_indices": False,
-        "allow_view": True,
-        "allow_fine_tuning": False,
-        "organization": "*",
-        "group": None,
-        "is_blocking": False,
-    }
-    return {
-        "id": name,
-        "object": "model",
-        "created": _STARTED,
-        "owned_by": "maxsimd",
-        "root": root,
-        "parent": None,
-        "max_model_len": max_length,
-        "permission": [permission],
-    }
+def _model(name: str, root: str, max_length: int, self_check: CheckResult | None) -> Model:
+    return Model(
+        id=name,
+        created=_STARTED,
+        root=root,
+        max_model_len=max_length,
+        permission=[Permission(id=f"modelperm-{name}", created=_STARTED)],
+        self_check=self_check,
+    )
 
 
 def _probe(request: Request, is_fine: bool, reason: str) -> Response:

@@ -6,7 +6,7 @@ Without markers, expansion and limits: those are `maxsimd check`'s to show. Runs
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -30,7 +30,7 @@ class TokenizeBody(msgspec.Struct, frozen=True):
     model: str | None = None
     prompt: str | None = None
     inputs: str | list[str] | None = None
-    add_special_tokens: bool | None = None  # null: true
+    add_special_tokens: Annotated[bool | None, msgspec.Meta(description="null: true")] = None
     return_token_strs: bool | None = None
 
 
@@ -48,6 +48,12 @@ class TokenizeAnswer(msgspec.Struct, frozen=True):
     max_model_len: int
     tokens: list[int]
     token_strs: list[str] | None
+
+
+class DetokenizeAnswer(msgspec.Struct, frozen=True):
+    """vLLM's."""
+
+    prompt: str
 
 
 class TeiToken(msgspec.Struct, frozen=True):
@@ -96,7 +102,7 @@ async def detokenize(request: Request) -> Response:
                 name = f"tokens[{place}]"
                 raise invalid(f"{name}: {token_id}, expected 0 to {tokenizer.vocab_size - 1}", name)
         text = await asyncio.to_thread(tokenizer.decode, body.tokens)
-        return Response(_encoder.encode({"prompt": text}), 200, media_type="application/json")
+        return Response(_encoder.encode(DetokenizeAnswer(text)), 200, media_type="application/json")
 
 
 def _tei_tokens(tokenizer: StatelessTokenizer, inputs: list[str], specials: bool) -> list[list[TeiToken]]:
