@@ -1,6 +1,6 @@
 """schemathesis makes requests of the OpenAPI document; a real server answers each as it says, never with a 500.
 
-The same requests each time; more of them, and new ones: pytest -m slow tests/end_to_end/test_schemathesis.py
+The same requests each time; more of them, and new ones: pytest -m long tests/end_to_end/test_schemathesis.py
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def test_every_answer_is_as_the_document_says(case: Case[Any], shared_server: Se
     check(case, shared_server)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @schema.parametrize()
 @settings(max_examples=400, deadline=None, database=None, suppress_health_check=unhealthy)
 def test_every_answer_to_many_more_is_as_the_document_says(case: Case[Any], shared_server: Server) -> None:
