@@ -80,6 +80,7 @@ class _Part:
 
     pairs: Sequence[int]  # positions in the task's pairs
     supply: set[int] = field(default_factory=set)  # texts: queries first, then documents
+    deaths: int = 0  # of workers in which it was running; see ipc.running
 
 
 class Reranker:
@@ -313,6 +314,8 @@ class _Ranking:
             supply = {text for position in part.pairs for text in self._pair(position)}
         await self._prepare(supply)
         parts = self._split(part.pairs, supply, await self._wait_worker())
+        for smaller in parts:
+            smaller.deaths = part.deaths
         await run_all([self._score_part(smaller, attempt + 1) for smaller in parts])
 
     def _tell_missing(self, missing: set[int]) -> None:
@@ -342,6 +345,7 @@ class _Ranking:
                 self._record(part, order, answer, frames)
                 return set()
             case Missing():
+                part.deaths = answer.deaths
                 which = frames[answer.which.frame - 1].cast("i")
                 missing_keys = {self._keys[order[position]] for position in which}
                 return {text for text in order if self._keys[text] in missing_keys}
@@ -377,6 +381,7 @@ class _Ranking:
             keys=keys,
             pairs=pairs_ref,
             supplied=supplied,
+            deaths=part.deaths,
         )
         return message, writer, order
 

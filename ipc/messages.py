@@ -177,6 +177,7 @@ class Score(Message, frozen=True):
     keys: ArrayRef  # uint8 [num_queries + num_documents, 16]
     pairs: ArrayRef | None = None  # int32 [num_pairs, 2] of (query, document); None: every query with every document
     supplied: list[Supplied] = []
+    deaths: Count = 0  # of the Missing that this one answers: a request does not become another by asking again
 
 
 class Encode(Message, frozen=True):
@@ -246,6 +247,7 @@ class Missing(Message, frozen=True):
     request_id: Unsigned63
     which: ArrayRef  # int32 [n]: positions in the key frame
     credits: Credits
+    deaths: Count = 0  # how many workers died while this request was running in them
 
 
 class Encoded(Message, frozen=True):

@@ -43,12 +43,17 @@ class RunningFile:
         """How many services died while this request was running in them."""
         return self._suspects.get(request, 0)
 
+    def blame(self, request: RequestName, deaths: int) -> None:
+        """This request is what another one has become, and that one was running in so many services that died."""
+        if deaths > self.deaths(request):
+            self._suspects[request] = deaths
+
     @property
     def has_suspects(self) -> bool:
         return bool(self._suspects)
 
     def forgive(self, request: RequestName) -> None:
-        """The request ended well: it was not the one."""
+        """The request has ended: it was not the one, or it has been told."""
         self._suspects.pop(request, None)
 
     def write(self, running: Collection[RequestName]) -> None:

@@ -20,7 +20,7 @@ from operator import itemgetter
 
 from engine.encode_requests import EncodeRequests
 from ipc.arrays import FrameWriter
-from ipc.messages import Encode, ErrorCode, Missing, Scores
+from ipc.messages import Encode, ErrorCode, Missing, Score, Scores
 from ipc.running import MAX_DEATHS, RequestName, RunningFile
 from ipc.service import Cancelled, Endpoint, Event, Gone, Request
 from scorer_worker.arena import Arena, as_tensor, is_finite
@@ -135,6 +135,8 @@ class Worker:
         if isinstance(message, Encode) and self._encode_requests is None:
             self._refuse(request, "this worker hosts no encoder: Encode goes to the engine")
             return
+        if isinstance(message, Score):
+            self._running.blame(request.name, message.deaths)
         deaths = self._deaths(request.name)
         if deaths >= MAX_DEATHS:
             self._forgive(request.name)
@@ -196,6 +198,7 @@ class Worker:
     def _end(self, job: Job) -> None:
         """The job leaves, in whatever state it is (W3)."""
         del self._jobs[job.name]
+        self._forgive(job.name)
         self._waiting.pop(job.name, None)
         self._batcher.remove(job.name)
         if self._encoder is not None and job.state is JobState.ENCODING:
@@ -272,7 +275,8 @@ class Worker:
     def _answer_missing(self, job: Job, missing: list[int]) -> None:
         writer = FrameWriter()
         self.counters["store_misses"] += len(missing)
-        message = Missing(job.name[1], writer.add_ints(missing), self._endpoint.credits())
+        deaths = self._deaths(job.name)
+        message = Missing(job.name[1], writer.add_ints(missing), self._endpoint.credits(), deaths)
         self._end(job)
         self._endpoint.answer(job.name, message, writer.frames)
 
@@ -370,7 +374,6 @@ class Worker:
             score_us=int(job.score_seconds * 1e6),
             queue_us=int(queued * 1e6),
         )
-        self._forgive(job.name)
         self.counters["answered"] += 1
         self._end(job)  # before the answer: who has it finds nothing held
         self._endpoint.answer(job.name, message, writer.frames)
