@@ -100,7 +100,7 @@ class EncodeQueue:
         Returns:
             False: no text of this key waits or runs; nothing was done.
         """
-        text = self._waiting.get(key) or self._running.get(key)
+        text = self.find(key)
         if text is None:
             return False
         is_new = waiter not in text.waiters
@@ -109,6 +109,10 @@ class EncodeQueue:
         if is_new and client is not None and key in self._waiting:
             self._line_up(text, waiter, client)
         return True
+
+    def find(self, key: bytes) -> QueuedText | None:
+        """The text of this key that waits or runs: what whoever adds the key would join."""
+        return self._waiting.get(key) or self._running.get(key)
 
     def drop(self, waiter: RequestName) -> list[bytes]:
         """`waiter` has gone; an unknown one is ignored.

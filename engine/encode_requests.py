@@ -15,8 +15,8 @@ from typing import Protocol
 
 import torch
 
-from ipc.arrays import FrameWriter, split_keys
-from ipc.messages import Encode, Encoded, ErrorCode, Role
+from ipc.arrays import ITEM_BYTES, FrameWriter, split_keys
+from ipc.messages import MAX_MESSAGE_BYTES, Encode, Encoded, ErrorCode, Role
 from ipc.running import RequestName
 from ipc.service import Endpoint, Request
 
@@ -88,6 +88,10 @@ class EncodeRequests:
             message: the request's own.
             is_suspect: it was running in a service that died.
         """
+        problem = self._problem_of_size(message)
+        if problem is not None:
+            self._endpoint.fail(request.name, ErrorCode.INVALID_REQUEST, problem)
+            return
         texts = _read_texts(request, message)
         for position, (_, token_ids, _) in enumerate(texts):
             problem = self._check(token_ids)
@@ -137,6 +141,14 @@ class EncodeRequests:
             self._fail(name, ErrorCode.DEADLINE_EXCEEDED, "not encoded within the request's time")
             self.counters["expired"] += 1
 
+    def _problem_of_size(self, message: Encode) -> str | None:
+        """Before anything is queued: an answer that no message can carry is never made."""
+        tokens = message.token_ids.shape[0]
+        num_bytes = tokens * self._endpoint.dim * ITEM_BYTES[message.reply]
+        if num_bytes <= MAX_MESSAGE_BYTES:
+            return None
+        return f"token_ids: {tokens} of them make {num_bytes} bytes of embeddings, at most {MAX_MESSAGE_BYTES}"
+
     def _fail(self, name: RequestName, code: ErrorCode, message: str) -> None:
         self._end(name)
         self._endpoint.fail(name, code, message, retry_after_ms=1000)
@@ -159,9 +171,9 @@ class EncodeRequests:
             embeddings=writer.add(embeddings.view(torch.uint8).reshape(-1).numpy().data, dtype, list(embeddings.shape)),
             credits=self._endpoint.credits(),
         )
-        self._endpoint.answer(name, message, writer.frames)
         self._forgive(name)
-        self.counters["answered"] += 1
+        self.counters["answered"] += 1  # before the answer: who has it finds it counted
+        self._endpoint.answer(name, message, writer.frames)
 
 
 def _read_texts(request: Request, message: Encode) -> list[tuple[bytes, memoryview, int]]:

@@ -17,6 +17,7 @@ from ipc.messages import (
     KEY_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_PAIRS,
+    MAX_STRUCT_BYTES,
     MAX_TEXTS,
     ArrayRef,
     Encode,
@@ -94,6 +95,8 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], parts: Sequence[memoryview]) ->
         raise MalformedMessage("no frames")
     if sum(part.nbytes for part in parts) > MAX_MESSAGE_BYTES:
         raise MalformedMessage(f"more than {MAX_MESSAGE_BYTES} bytes")
+    if parts[0].nbytes > MAX_STRUCT_BYTES:
+        raise MalformedMessage(f"frame 0: {parts[0].nbytes} bytes, at most {MAX_STRUCT_BYTES}")
     try:
         return decoder.decode(parts[0])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -148,8 +151,8 @@ def _check_which(ref: ArrayRef, frames: Sequence[memoryview], texts: int) -> int
 def _check_tokens(tokens: SuppliedTokens | Encode, frames: Sequence[memoryview], count: int) -> None:
     lengths = view_ints(tokens.lengths, frames, count, "lengths")
     expansion = view_ints(tokens.expansion, frames, count, "expansion")
-    if any(extra > length for extra, length in zip(expansion, lengths, strict=True)):
-        raise MalformedMessage("expansion: longer than the text")
+    if any(extra and extra >= length for extra, length in zip(expansion, lengths, strict=True)):
+        raise MalformedMessage("expansion: no id of the text is left before it")
     view_ints(tokens.token_ids, frames, sum(lengths), "token_ids")
 
 

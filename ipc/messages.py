@@ -28,6 +28,8 @@ IDENTITY_BYTES = 16  # random routing id of one process start, never a slot numb
 
 MAX_TEXTS = 65_536  # keys in one message
 MAX_PAIRS = 1_048_576  # pairs in one message
+MAX_SUPPLIED = 16  # parts of what one Score supplies: each dtype of a client's own, each role
+MAX_STRUCT_BYTES = 2**20  # frame 0: what decoding it allocates is a small multiple of it
 MAX_MESSAGE_BYTES = 64 * 2**20  # all frames together; senders slice at SLICE_BYTES
 SLICE_BYTES = 16 * 2**20  # embeddings in one Score
 
@@ -176,7 +178,7 @@ class Score(Message, frozen=True):
     num_documents: Count
     keys: ArrayRef  # uint8 [num_queries + num_documents, 16]
     pairs: ArrayRef | None = None  # int32 [num_pairs, 2] of (query, document); None: every query with every document
-    supplied: list[Supplied] = []
+    supplied: Annotated[list[Supplied], msgspec.Meta(max_length=MAX_SUPPLIED)] = []
     deaths: Count = 0  # of the Missing that this one answers: a request does not become another by asking again
 
 

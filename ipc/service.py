@@ -135,6 +135,11 @@ class Endpoint:
         self.malformed_messages = 0
         self.dropped_clients = 0
 
+    @property
+    def dim(self) -> int:
+        """Of the embeddings that this service makes or takes."""
+        return self._description.dim
+
     def watch(self, descriptor: int) -> None:
         """`wait` also returns when this file descriptor becomes readable."""
         self._poller.register(descriptor, zmq.POLLIN)

@@ -87,7 +87,15 @@ class HostedEncoder:
         """What is wrong with a text, or None."""
         return self._check(token_ids)
 
-    def num_rows(self, text: SuppliedIds) -> int:
+    def num_rows(self, key: bytes, text: SuppliedIds) -> int:
+        """How many rows an entry for this text gets.
+
+        The text that is being encoded under its key decides, if there is one: that is the one `fill` joins. They differ
+        only where a client breaks the rule that a key names one text; its entry must have the size of what comes.
+        """
+        queued = self._queue.find(key)
+        if queued is not None:
+            return self._num_rows(queued.role, queued.token_ids)
         return self._num_rows(text.role, text.token_ids)
 
     def fill(self, entry: Entry, text: SuppliedIds, job: Job) -> None:

@@ -267,7 +267,7 @@ class Worker:
                 new.append(NewEntry(key, text.rows, text.prompt_tokens, text.keep and self._keep_entries))
             elif isinstance(text, SuppliedIds) and self._encoder is not None:
                 tokens = len(text.token_ids) - text.expansion
-                new.append(NewEntry(key, self._encoder.num_rows(text), tokens, self._keep_entries))
+                new.append(NewEntry(key, self._encoder.num_rows(key, text), tokens, self._keep_entries))
             else:
                 missing.append(position)
         return resident, new, missing

@@ -50,7 +50,7 @@ def as_parts(message: Message, writer: FrameWriter | None = None) -> list[memory
 @st.composite
 def token_frames(draw: st.DrawFn, writer: FrameWriter, count: int) -> tuple[ArrayRef, ArrayRef, ArrayRef]:
     lengths = draw(st.lists(small, min_size=count, max_size=count))
-    expansion = [draw(st.integers(0, length)) for length in lengths]
+    expansion = [draw(st.integers(0, max(0, length - 1))) for length in lengths]
     token_ids = draw(st.lists(st.integers(0, 2**31 - 1), min_size=sum(lengths), max_size=sum(lengths)))
     return writer.add_ints(lengths), writer.add_ints(expansion), writer.add_ints(token_ids)
 
