@@ -16,6 +16,7 @@ import secrets
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 from frontend.api_server import ApiServerSettings
 from frontend.app_config import app_config
@@ -273,8 +274,8 @@ class _Launcher:
     def _on_signal(self, number: int) -> None:
         self._signals += 1
         if self._signals == 1:
-            self._narrate(f"{signal.Signals(number).name}: stopping; once more to stop at once")
             self._stop.set()
+            self._narrate(f"{signal.Signals(number).name}: stopping; once more to stop at once")
         else:
             self._stop_now.set()
 
@@ -314,8 +315,9 @@ class _Launcher:
             self._narrate("stopped")
 
     def _narrate(self, line: str) -> None:
-        """One line for people."""
-        print(f"maxsimd: {line}", file=sys.stderr, flush=True)
+        """One line for people, if somebody reads: a log that has gone must not keep the server from stopping."""
+        with suppress(BrokenPipeError):
+            print(f"maxsimd: {line}", file=sys.stderr, flush=True)
 
 
 def _hosts_encoder(placement: str, device: str) -> bool:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from scorer_worker.hosted_encoder import HostedEncoder
     from scorer_worker.scorer import Scorer
 
+MAX_WARM_UP_PAIRS = 16_384
 OUTSTANDING_BYTES = 256 * 2**20  # of embeddings on their way from all API servers together
 OUTSTANDING_TOKENS = 2**20  # of a worker that hosts no encoder and gets none
 
@@ -175,12 +176,16 @@ def _warm_up(arena: Arena, scorer: Scorer, batch_work: int) -> float:
     assert entries is not None
     for entry in entries:
         arena.write(entry, torch.zeros(rows, arena.rows.shape[1]))
-    scorer.score([PairGroup(entries[0], entries[1:])])
+    work = rows * rows * arena.rows.shape[1]  # of a pair
+    count = max(1, min(MAX_WARM_UP_PAIRS, batch_work // work))
+    # as many as a batch has: what a few pairs take is the call, and a multiple of it says nothing of a batch
+    pairs = [PairGroup(entries[0], [entries[1 + number % 3] for number in range(count)])]
+    scorer.score(pairs)
     started = time.monotonic()
-    scorer.score([PairGroup(entries[0], entries[1:])])
+    scorer.score(pairs)
     elapsed = time.monotonic() - started
     arena.directory.unpin(entries)
-    return elapsed * batch_work / (3 * rows * rows * arena.rows.shape[1])
+    return elapsed * max(1.0, batch_work / (count * work))
 
 
 def _load_encoder(

@@ -6,6 +6,8 @@ import http.client
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -84,6 +86,25 @@ def test_second_signal_stops_at_once(start: Callable[..., Server]) -> None:
     wait_until(lambda: "stopping" in server.log)
     assert server.stop(signal.SIGINT) == 0
     assert run_directories() == before
+
+
+def test_a_log_that_nobody_reads_any_more_does_not_keep_it_from_stopping() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "frontend.cli", "serve", "--port", "0", "--no-engine", "--dim", "4"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert process.stderr is not None
+        assert any(b"ready  " in line for line in process.stderr)
+        process.stderr.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(STOP_LIMIT) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def test_request_in_flight_is_finished_at_a_stop(start: Callable[..., Server]) -> None:
