@@ -8,8 +8,8 @@ supplies what was missing, the second supplies every text, so three `Score`s suf
 Where the worker hosts the encoder, a few texts that were not asked for here lately, as a query nearly always is, go
 with the first `Score` as token ids: it is cheaper to send them in vain than to hear that they are missing.
 
-    R1  Requests are cut into parts: at most `max_job_rows` rows and PART_BYTES of supplied embeddings each. Scores are
-        independent per pair, so the cut is not visible.
+    R1  Requests are cut into parts: at most `max_job_rows` rows, each text in whole grains of the store, and PART_BYTES
+        of supplied embeddings each. Scores are independent per pair, so the cut is not visible.
     R2  All parts of this process together hold at most the byte budget in embeddings; one request has at most two in
         flight.
     R3  A text is tokenised at most once, a query encoded at most once, per request.
@@ -43,6 +43,7 @@ from ipc.messages import (
     Encoded,
     ErrorCode,
     FloatDType,
+    Limits,
     Missing,
     ModelSpec,
     Role,
@@ -288,15 +289,16 @@ class _Ranking:
 
     def _check(self, service: Service) -> None:
         """Embeddings by value have the model's width, and every single pair fits the store."""
-        dim, limit = service.ready.dim, service.ready.limits.max_job_rows
+        dim, limits = service.ready.dim, service.ready.limits
+        most = limits.max_job_rows // 2 // limits.row_grain * limits.row_grain  # of one of the two texts of a pair
         for index, text in enumerate(self._texts):
             if not isinstance(text, EmbeddingsInput):
                 continue
             name = self._name(index)
             if text.dim != dim:
                 raise invalid(f"{name}.embeddings: shape [{text.rows}, {text.dim}], this server's dim is {dim}", name)
-            if text.rows > limit // 2:
-                raise invalid(f"{name}.embeddings: {text.rows} rows, at most {limit // 2}", name)
+            if text.rows > most:
+                raise invalid(f"{name}.embeddings: {text.rows} rows, at most {most}", name)
 
     # --- one part -------------------------------------------------------------------------------------------------
 
@@ -551,30 +553,30 @@ class _Ranking:
         Pairs that need a document supplied and pairs that do not go apart, so that a large part of names stays one
         small message.
         """
-        limit = service.ready.limits.max_job_rows
+        limits = service.ready.limits
         is_light = len(supply) <= FEW_TEXTS and all(
             text < self._num_queries and isinstance(self._texts[text], TextInput) for text in supply
         )
-        if is_light and len(self._texts) * self._longest <= limit:
+        if is_light and len(self._texts) * _whole_grains(self._longest, limits.row_grain) <= limits.max_job_rows:
             return [_Part(pairs, supply)]  # what is asked for again and again costs nothing for each document here
         named = [p for p in pairs if self._pair(p)[1] not in supply] if supply else pairs
         carried = [p for p in pairs if self._pair(p)[1] in supply] if supply else []
-        return [*self._cut(named, supply, limit), *self._cut(carried, supply, limit)]
+        return [*self._cut(named, supply, limits), *self._cut(carried, supply, limits)]
 
-    def _cut(self, pairs: Sequence[int], supply: set[int], limit_rows: int) -> list[_Part]:
+    def _cut(self, pairs: Sequence[int], supply: set[int], limits: Limits) -> list[_Part]:
         parts: list[_Part] = []
         current: list[int] = []
         seen: set[int] = set()
         rows = size = 0
         for position in pairs:
             new = [text for text in self._pair(position) if text not in seen]
-            new_rows = sum(self._max_rows(text) for text in new)
+            new_rows = sum(_whole_grains(self._max_rows(text), limits.row_grain) for text in new)
             new_size = sum(self._part_share(text) for text in new if text in supply)
-            if current and (rows + new_rows > limit_rows or size + new_size > PART_BYTES):
+            if current and (rows + new_rows > limits.max_job_rows or size + new_size > PART_BYTES):
                 parts.append(_Part(current, seen & supply))
                 current, seen, rows, size = [], set(), 0, 0
                 new = list(self._pair(position))
-                new_rows = sum(self._max_rows(text) for text in new)
+                new_rows = sum(_whole_grains(self._max_rows(text), limits.row_grain) for text in new)
                 new_size = sum(self._part_share(text) for text in new if text in supply)
             current.append(position)
             seen.update(new)
@@ -619,6 +621,11 @@ class _Ranking:
     def _supplied_bytes(self, supply: Iterable[int]) -> int:
         """What a part holds in memory beyond its request's body."""
         return sum(self._text_bytes(text) for text in supply)
+
+
+def _whole_grains(rows: int, grain: int) -> int:
+    """The room of a text of so many rows: the store gives it in whole grains, and at least one."""
+    return max(grain, -(-rows // grain) * grain)
 
 
 def _name_texts(texts: Sequence[TextInput | EmbeddingsInput]) -> list[bytes]:

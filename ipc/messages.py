@@ -81,9 +81,10 @@ class Credits(Record, frozen=True):
 class Limits(Record, frozen=True):
     """What a service takes in one message. A client slices what is larger."""
 
-    max_job_rows: Count  # rows of all entries that one Score names (a quarter of the store)
+    max_job_rows: Count  # rows of all entries that one Score names (a quarter of the store), each as `row_grain` says
     max_message_bytes: Count
     max_texts: Count
+    row_grain: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 1  # an entry takes a multiple of it, and at least one
 
 
 class TextSpec(Record, frozen=True):

@@ -22,6 +22,7 @@ from ipc.running import RunningFile
 from ipc.service import Description, Endpoint
 from ipc.settings import WorkerSettings
 from ipc.sockets import remove_run_directory
+from scorer_worker.store import ROW_GRAIN
 
 if TYPE_CHECKING:
     import torch
@@ -245,7 +246,7 @@ def _describe(
     return Description(
         dim=arena.rows.shape[1],
         fingerprint=fingerprint,
-        limits=Limits(arena.directory.max_job_rows, MAX_MESSAGE_BYTES, MAX_TEXTS),
+        limits=Limits(arena.directory.max_job_rows, MAX_MESSAGE_BYTES, MAX_TEXTS, ROW_GRAIN),
         capacity=Credits(OUTSTANDING_BYTES, tokens),
         device=str(arena.rows.device),
         hosts_encoder=hosted is not None,

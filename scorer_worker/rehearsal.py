@@ -14,7 +14,7 @@ from engine.encoder_thread import EncoderThread
 from ipc.messages import Role
 from scorer_worker.arena import Arena
 from scorer_worker.hosted_encoder import write_into
-from scorer_worker.store import NewEntry
+from scorer_worker.store import NewEntry, whole_grains
 
 BATCHES = 6  # of each length
 LENGTHS = (8, 32, 100, 256, 8192)  # tokens of a text; cut to the longest that the model takes
@@ -47,7 +47,7 @@ def _rehearse(
 ) -> None:
     """The same batch again and again, into entries that leave then; nowhere where the store has no room for it."""
     new = [NewEntry(text.key, num_rows(text.role, text.token_ids), 0, keep=False) for text in texts]
-    fits = sum(text.rows for text in new) <= arena.directory.max_job_rows // 2
+    fits = sum(whole_grains(text.rows) for text in new) <= arena.directory.max_job_rows // 2
     entries = (arena.directory.admit([], new) if fits else None) or []
     write = partial(write_into, arena, {entry.key: entry for entry in entries})
     left = BATCHES

@@ -9,8 +9,9 @@ slab changes hands.
     S2  A pinned entry is never evicted and never moves.
     S3  Room that was in use is handed out again only after the last device operation that may touch it has completed.
     S4  `admit` happens as a whole or not at all: who does not fit holds nothing.
-    S5  Whatever is within `max_job_rows` fits an empty store. (Pinned entries may lie so that a slab of another class
-        cannot be had; a job that finds no room although nobody holds anything therefore has the store cleared.)
+    S5  Whatever is within `max_job_rows`, each text in whole grains, fits an empty store. (Pinned entries may lie so
+        that a slab of another class cannot be had; a job that finds no room although nobody holds anything therefore
+        has the store cleared.)
 """
 
 from __future__ import annotations
@@ -141,9 +142,13 @@ class StoreDirectory:
         Raises:
             TooLarge: they cannot fit, whoever else leaves.
         """
-        rows = sum([entry.rows for entry in resident]) + sum([text.rows for text in new])
-        if rows > self.max_job_rows:
-            raise TooLarge(f"{rows} rows in one request, the store takes {self.max_job_rows}")
+        wanted = sum([entry.extent for entry in resident]) + sum([whole_grains(text.rows) for text in new])
+        if wanted > self.max_job_rows:  # an extent may be larger than its rows' grains: only then is it looked at closely
+            wanted += sum([whole_grains(entry.rows) - entry.extent for entry in resident])
+        if wanted > self.max_job_rows:
+            raise TooLarge(
+                f"{wanted} rows in one request, each text in whole {ROW_GRAIN}, the store takes {self.max_job_rows}"
+            )
         for entry in resident:  # a thousand at a time: a call for each would be a third of it
             assert entry.state is not EntryState.GONE
             if not entry.pins:
@@ -416,6 +421,11 @@ class StoreDirectory:
         slab = self._slabs[number]
         slab.extent, slab.free = 0, []
         self._free_slabs[number] = None
+
+
+def whole_grains(rows: int) -> int:
+    """The least room that a text of so many rows takes, in rows: one without any takes some too."""
+    return max(ROW_GRAIN, -(-rows // ROW_GRAIN) * ROW_GRAIN)
 
 
 def slab_rows_for(total_rows: int, row_bytes: int) -> int:

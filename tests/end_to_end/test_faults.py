@@ -124,6 +124,15 @@ def test_tiny_store_changes_no_answer(start: Callable[..., Server]) -> None:
     assert load.problems == [] and load.resets == 0
 
 
+def test_thousands_of_documents_of_one_row_fit_a_small_store(start: Callable[..., Server]) -> None:
+    """Each takes 16 rows of room: a request of them is cut into parts by that, not by its rows."""
+    server = start("--api-server-count", "1", "--embedding-cache-size", "16MiB", "--no-engine", "--dim", "64")
+    query, rows = random_embeddings(3, 64, 1), random_embeddings(4096, 64, 2)
+    scores = server.scores(as_input(query), [as_input(rows[place : place + 1]) for place in range(4096)])
+    assert scores == pytest.approx([maxsim(query, rows[place : place + 1]) for place in range(4096)], abs=1e-4)
+    assert not any("up again" in line for line in server.lines)
+
+
 def test_no_cache_changes_no_answer(start: Callable[..., Server]) -> None:
     server = start("--api-server-count", "2", "--no-embedding-cache", "--embedding-cache-size", "32MiB")
     load = Load(server, seed=4)

@@ -22,6 +22,7 @@ from scorer_worker.arena import Arena
 from scorer_worker.batcher import Batcher
 from scorer_worker.hosted_encoder import HostedEncoder
 from scorer_worker.scorer import Scorer
+from scorer_worker.store import ROW_GRAIN
 from scorer_worker.worker import Worker
 
 DIM = 8
@@ -51,7 +52,7 @@ class RunningWorker:
     def _run(self, started: threading.Event) -> None:
         arena = Arena(self._rows * DIM * 4, DIM, torch.float32, torch.device("cpu"))
         self.directory = arena.directory
-        limits = Limits(arena.directory.max_job_rows, MAX_MESSAGE_BYTES, MAX_TEXTS)
+        limits = Limits(arena.directory.max_job_rows, MAX_MESSAGE_BYTES, MAX_TEXTS, ROW_GRAIN)
         description = Description(DIM, b"f" * 16, limits, Credits(2**26, 2**20))
         endpoint = Endpoint(self.address, description, lambda: self.worker.statistics(), time.monotonic)
         batcher = Batcher(max_batch_pairs=64, max_batch_work=10**6, slice_work=10**5)

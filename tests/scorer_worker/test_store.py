@@ -18,6 +18,7 @@ from scorer_worker.store import (
     StoreDirectory,
     TooLarge,
     slab_rows_for,
+    whole_grains,
 )
 
 SLAB_ROWS = 64
@@ -167,14 +168,17 @@ def test_any_job_fits_an_empty_store(seed: int) -> None:
     directory = StoreDirectory(total, slab_rows_for(total, choose.choice([64, 512, 1536])))
     left = directory.max_job_rows
     wanted: list[NewEntry] = []
-    while left:
-        rows = min(left, choose.choice([1, 16, 17, 100, 200, 500, 1000, 5000, choose.randrange(1, left + 1)]))
+    sizes = choose.choice([[0, 1], [17], [0, 1, 16, 17, 100, 200, 500, 1000, 5000, choose.randrange(1, left + 1)]])
+    while left >= ROW_GRAIN:
+        rows = min(left // ROW_GRAIN * ROW_GRAIN, choose.choice(sizes))
         wanted.append(NewEntry(key(len(wanted)), rows, 0))
-        left -= rows
-        if len(wanted) == 500:
-            break
-    assert directory.admit([], wanted) is not None
+        left -= whole_grains(rows)
+    entries = directory.admit([], wanted)
+    assert entries is not None
     directory.check_integrity()
+    directory.unpin(entries)
+    with pytest.raises(TooLarge):  # not even one without rows fits in what is left
+        directory.admit([], [*wanted, NewEntry(key(len(wanted)), 0, 0)])
 
 
 class StoreMachine(RuleBasedStateMachine):

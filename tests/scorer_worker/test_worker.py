@@ -166,6 +166,22 @@ def test_more_rows_than_a_quarter_of_the_store_are_refused(directory: Path) -> N
     run(test)
 
 
+def test_many_texts_of_hardly_any_rows_are_counted_in_whole_grains(directory: Path) -> None:
+    """Each takes 16 rows of room, so 301 of them never fit 4096: refused, and the worker lives."""
+
+    async def test() -> None:
+        async with worker_and_client(directory) as (worker, client):
+            keys = [b"q", *(b"%d" % number for number in range(300))]
+            with pytest.raises(ServiceFailed, match="--embedding-cache-size") as failed:
+                await ask(client, *score_message(keys, 1, {number: [unit(0)] for number in range(301)}))
+            assert failed.value.code is ErrorCode.INVALID_REQUEST
+            few = {number: [unit(0)] for number in range(64)}
+            assert await ask(client, *score_message(keys[:64], 1, few)) == [1.0] * 63
+            worker.directory.check_integrity()
+
+    run(test)
+
+
 def test_jobs_wait_for_room_and_all_are_answered(directory: Path) -> None:
     """Twenty jobs of a fifth of the store each, at once."""
 
