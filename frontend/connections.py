@@ -164,6 +164,8 @@ class LauncherLink:
             if letter == CONNECTION and descriptors:
                 self._say(TAKEN, connection_id)
                 self.on_connection(connection_id, socket.socket(fileno=descriptors[0]))
+            elif letter == CONNECTION:
+                self._say(CLOSED, connection_id)  # no descriptor was left for it here
             elif letter == DRAIN:
                 self.on_drain()
             elif letter == STOP:

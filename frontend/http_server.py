@@ -14,9 +14,10 @@ from collections.abc import Callable
 from email.utils import formatdate
 from http import HTTPStatus
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from frontend.errors import plain_error
@@ -25,6 +26,8 @@ KEEP_ALIVE = 75  # seconds; above the 60 s that load balancers keep an idle conn
 # of a request line and its headers; neither httptools nor uvicorn has a limit
 MAX_HEAD_BYTES, MAX_HEADERS = 32_768, 100
 HEAD_TIMEOUT = 10.0  # seconds from a head's first byte to its last
+REST_TIMEOUT = 10.0  # seconds for the rest of a body whose request has been answered already
+UNREAD_TIMEOUT = 30.0  # seconds in which a client must take something of an answer
 LAST_WORDS = 0.1  # seconds at a stop in which requests that are already in a socket's buffer are still read
 
 _log = logging.getLogger("maxsimd.api_server")
@@ -93,7 +96,13 @@ class HttpServer:
 
 
 class _Connection(HttpToolsProtocol):
-    """One connection: uvicorn's protocol, with the limits that it lacks."""
+    """One connection: uvicorn's protocol, with the limits that it lacks.
+
+    N1  A connection on which nothing moves ends, whatever it waits for: a head (HEAD_TIMEOUT), the next request
+        (KEEP_ALIVE), the rest of a body that nobody reads (REST_TIMEOUT), a client that does not take its answer
+        (UNREAD_TIMEOUT). What an application waits for is the application's: it has limits of its own.
+    N2  What a client sends without end is not kept: neither a head, nor what may stand between the pieces of a body.
+    """
 
     def __init__(self, config: uvicorn.Config, state: ServerState, on_closed: Callable[[], None]) -> None:
         super().__init__(config=config, server_state=state, app_state={})
@@ -103,27 +112,57 @@ class _Connection(HttpToolsProtocol):
         self._head_bytes = 0  # of pieces that were nothing but a part of one head
         self._parsed_bytes = 0  # of the head's whole lines
         self._num_headers = 0
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._bare_bytes = 0  # of pieces of a body that had nothing of it: chunks' extensions, trailers
+        self._has_body_moved = False
+        self._timer: asyncio.TimerHandle | None = None  # of a head, or of the rest of a body
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._unread_bytes = 0
         self._is_refused = False
+        self._offer = b""  # the request line of a head that offers an upgrade
+        self._running: RequestResponseCycle | None = None  # `cycle` is the one that came last
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         # uvicorn's own time limit for idle connections begins with the first answer
-        self._head_timer = self.loop.call_later(KEEP_ALIVE, transport.close)
+        self._start_timer(KEEP_ALIVE, transport.close)
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
         was_in_head, num_heads = self._is_in_head, self._num_heads
         if was_in_head and not self._head_bytes:
-            self._start_timer()
-        super().data_received(data)
-        if not was_in_head or self._num_heads != num_heads:
-            self._head_bytes = 0
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEAD_BYTES:
+            self._start_timer(HEAD_TIMEOUT, self._on_slow_head)
+        self._has_body_moved = False
+        self._feed(data)
+        is_more_head = was_in_head and self._num_heads == num_heads
+        is_bare = not was_in_head and not self._is_in_head and not self._has_body_moved
+        self._head_bytes = self._head_bytes + len(data) if is_more_head else 0
+        self._bare_bytes = self._bare_bytes + len(data) if is_bare else 0
+        if max(self._head_bytes, self._bare_bytes) > MAX_HEAD_BYTES:
             self._refuse_head()
+
+    def _feed(self, data: bytes) -> None:
+        """As uvicorn's `data_received`, but an upgrade that is offered is not taken up.
+
+        The parser takes what follows such a head for another protocol's, its body too. So it gets the same head again,
+        without the offer. (Java's client offers HTTP/2 with every request.)
+        """
+        self._unset_keepalive_if_required()
+        while data and not self._is_refused:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                offer, self._offer = self._offer, b""
+                if not self._is_head_fine:
+                    self._refuse_head()
+                elif offer.startswith(b"CONNECT "):
+                    self._refuse(405, "method: CONNECT is not allowed")
+                fields = b"".join(b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade")
+                data = b"%s%s\r\n%s" % (offer, fields, data[upgrade.args[0] :])
+            except httptools.HttpParserError as error:
+                _log.debug("not HTTP: %s", error)
+                self._refuse(400, "request: Invalid HTTP request received")
 
     def on_message_begin(self) -> None:
         self._parsed_bytes = self._num_headers = 0
@@ -135,12 +174,18 @@ class _Connection(HttpToolsProtocol):
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_in_head:
+            return  # a trailer: a request is what its head says
         self._num_headers += 1
         self._parsed_bytes += len(name) + len(value) + len(": \r\n")
         if self._is_head_fine:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            line = (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+            self._offer = b"%s %s HTTP/%s\r\n" % line
+            return
         self._is_in_head = False
         self._num_heads += 1
         self._stop_timer()
@@ -150,22 +195,57 @@ class _Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._has_body_moved = True
         if not self._is_refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._offer:
+            return
         self._is_in_head = True
-        if not self._is_refused:
-            super().on_message_complete()
+        if self._is_refused:
+            return
+        super().on_message_complete()
+        if self.cycle.response_complete:  # the rest of its body has come after all
+            self._stop_timer()
+            self._wait_next_request()
 
-    def send_400_response(self, msg: str) -> None:
-        """What is not HTTP, in the words of our other errors."""
-        self._refuse(400, f"request: {msg.removesuffix('.')}")
+    def on_response_complete(self) -> None:
+        is_last = not self.pipeline
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._watch_reader()
+        elif is_last and not self._is_in_head:
+            self._start_timer(REST_TIMEOUT, self.transport.close)
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._watch_reader()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_watching()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_watching()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True  # uvicorn tells only the request that came last
+            self._running.message_event.set()
+        self._running = None
+        self.pipeline.clear()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
         self._on_closed()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)  # type: ignore[arg-type]
 
     @property
     def _is_head_fine(self) -> bool:
@@ -174,28 +254,58 @@ class _Connection(HttpToolsProtocol):
     def _refuse_head(self) -> None:
         self._refuse(431, f"headers: at most {MAX_HEADERS} of them and {MAX_HEAD_BYTES} bytes")
 
-    def _start_timer(self) -> None:
+    def _start_timer(self, seconds: float, on_time: Callable[[], None]) -> None:
         self._stop_timer()
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._on_slow_head)
+        self._timer = self.loop.call_later(seconds, on_time)
 
     def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wait_next_request(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE, self.timeout_keep_alive_handler)
+
+    def _watch_reader(self) -> None:
+        """Until everything written has been taken, or the connection has ended."""
+        self._stop_watching()
+        self._unread_bytes = self.transport.get_write_buffer_size()
+        self._unread_timer = self.loop.call_later(UNREAD_TIMEOUT, self._on_slow_reader)
+
+    def _stop_watching(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    def _on_slow_reader(self) -> None:
+        if self.transport.get_write_buffer_size() < self._unread_bytes:
+            self._watch_reader()
+        else:
+            self.transport.abort()
 
     def _on_slow_head(self) -> None:
         self._refuse(408, f"headers: not complete within {HEAD_TIMEOUT:.0f} s")
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer what never became a request, and close. An answer that is under way is not disturbed but cut off."""
+        """Answer what never became a request, or became one that breaks off, and close.
+
+        An answer that is under way is not disturbed but cut off.
+        """
         if self._is_refused or self.transport.is_closing():
             return
         self._is_refused = True
         self._stop_timer()
-        if self.cycle is None or self.cycle.response_complete:
+        running = self._running
+        is_broken_off = running is self.cycle and running is not None and not running.response_started
+        if self.cycle is None or self.cycle.response_complete or is_broken_off:
             content = plain_error(status, message)
             head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
             head += [name + b": " + value for name, value in self.server_state.default_headers]
             head += [b"content-type: application/json", b"content-length: %d" % len(content), b"connection: close"]
             self.transport.write(b"\r\n".join([*head, b"", content]))
+        if is_broken_off and running is not None:
+            running.disconnected = True
+            running.message_event.set()
         self.transport.close()
+        self._watch_reader()

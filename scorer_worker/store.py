@@ -143,7 +143,9 @@ class StoreDirectory:
             TooLarge: they cannot fit, whoever else leaves.
         """
         wanted = sum([entry.extent for entry in resident]) + sum([whole_grains(text.rows) for text in new])
-        if wanted > self.max_job_rows:  # an extent may be larger than its rows' grains: only then is it looked at closely
+        if (
+            wanted > self.max_job_rows
+        ):  # an extent may be larger than its rows' grains: only then is it looked at closely
             wanted += sum([whole_grains(entry.rows) - entry.extent for entry in resident])
         if wanted > self.max_job_rows:
             raise TooLarge(

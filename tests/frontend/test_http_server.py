@@ -16,6 +16,7 @@ from frontend import http_server
 from frontend.http_server import MAX_HEAD_BYTES, MAX_HEADERS, HttpServer
 
 LIMIT = 10.0
+LARGE = 8 * 2**20  # more than the sockets of a connection hold
 
 
 @dataclass
@@ -24,6 +25,9 @@ class Client:
 
     socket: socket.socket
     paths: list[str] = field(default_factory=list)
+    headers: list[bytes] = field(default_factory=list)  # names
+    bodies: bytearray = field(default_factory=bytearray)
+    left: asyncio.Event = field(default_factory=asyncio.Event)  # a request was told that its client has gone
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def send(self, data: bytes) -> None:
@@ -56,11 +60,19 @@ async def connect() -> AsyncIterator[Client]:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         client.paths.append(scope["path"])
-        more = True
+        client.headers += [name for name, _ in scope["headers"]]
+        more = scope["path"] != "/unread"
         while more:
-            more = (await receive()).get("more_body", False)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"ok"})
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                client.left.set()
+                return
+            client.bodies += message["body"]
+            more = message.get("more_body", False) or scope["path"] == "/wait"
+        body = bytes(LARGE) if scope["path"] == "/large" else b"ok"
+        length = b"%d" % len(body)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+        await send({"type": "http.response.body", "body": body})
 
     server = HttpServer(app, "maxsimd/test")
     await server.serve(theirs, client.closed.set)
@@ -208,5 +220,146 @@ def test_a_wrong_head_after_a_request_is_not_mistaken_for_it() -> None:
             await client.send(b"nonsense\r\n\r\n")
             status, _ = parts_of(await client.read_to_the_end())
             assert status == 400 and client.paths == ["/a"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("body", [b"", b"content-length: 3\r\n"])
+def test_an_upgrade_that_is_offered_is_not_taken_up_and_http_goes_on(body: bytes) -> None:
+    """As curl --http2 and Java's client offer h2c; what comes with it, and after it, is answered."""
+    offer = b"POST /a HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n" + body + b"\r\n"
+
+    async def test() -> None:
+        async with connect() as client:
+            await client.send(offer + (b"abc" if body else b"") + GET + b"\r\n")
+            await client.read(b"ok")
+            await client.send(b"GET /b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            await client.read_to_the_end()
+            assert client.paths == ["/a", "/a", "/b"]
+            assert bytes(client.bodies) == (b"abc" if body else b"")
+            assert b"upgrade" not in client.headers
+
+    run(test)
+
+
+CHUNKED = b"POST /a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def test_trailers_are_no_headers() -> None:
+    async def test() -> None:
+        async with connect() as client:
+            await client.send(CHUNKED + b"1\r\na\r\n0\r\nauthorization: Bearer x\r\nx-request-id: y\r\n\r\n")
+            await client.read(b"ok")
+            assert client.headers == [b"host", b"transfer-encoding"]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"1\r\na\r\n0\r\nname: ", b"1\r\na\r\n1;extension="], ids=["trailer", "extension"]
+)
+def test_what_stands_between_the_pieces_of_a_body_has_a_limit(beginning: bytes) -> None:
+    async def test() -> None:
+        async with connect() as client:
+            await client.send(CHUNKED + beginning)
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012 - whichever piece comes after the answer
+                for _ in range(1000):
+                    await client.send(b"b" * 4096)
+                raise AssertionError("four megabytes were taken")
+
+    run(test)
+
+
+def test_a_body_whose_chunks_are_broken_is_a_400() -> None:
+    async def test() -> None:
+        async with connect() as client:
+            await client.send(CHUNKED + b"1\r\na\r\n")
+            await client.send(b"zz\r\n")
+            status, _ = parts_of(await client.read_to_the_end())
+            assert status == 400 and client.left.is_set()
+
+    run(test)
+
+
+def test_the_rest_of_a_body_that_nobody_reads_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its request has been answered, and it goes on, a byte now and then."""
+    monkeypatch.setattr(http_server, "REST_TIMEOUT", 0.05)
+
+    async def test() -> None:
+        async with connect() as client:
+            await client.send(b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n")
+            await client.read(b"ok")
+            await client.send(b"a")
+            assert await client.read_to_the_end() == b""
+
+    run(test)
+
+
+def test_after_the_rest_of_a_body_the_next_request_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "KEEP_ALIVE", 0.05)
+
+    async def test() -> None:
+        async with connect() as client:
+            await client.send(b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n")
+            await client.read(b"ok")
+            await client.send(b"aa")
+            assert await client.read_to_the_end() == b""
+
+    run(test)
+
+
+@pytest.mark.parametrize("head", [b"", b"connection: close\r\n"], ids=["kept", "closed"])
+def test_a_client_that_does_not_take_its_answer_is_left(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "UNREAD_TIMEOUT", 0.05)
+
+    async def test() -> None:
+        async with connect() as client:
+            await client.send(b"GET /large HTTP/1.1\r\nhost: x\r\n" + head + b"\r\n")
+            async with asyncio.timeout(LIMIT):
+                await client.closed.wait()
+
+    run(test)
+
+
+def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "UNREAD_TIMEOUT", 0.2)
+
+    async def test() -> None:
+        async with connect() as client:
+            await client.send(b"GET /large HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            loop, size = asyncio.get_running_loop(), 0
+            while part := await loop.sock_recv(client.socket, 2**18):
+                size += len(part)
+                passed = asyncio.Event()
+                loop.call_later(0.01, passed.set)  # some 40 pieces or more: twice the limit in all
+                await passed.wait()
+            assert size > LARGE
+
+    run(test)
+
+
+def test_whoever_pipelines_and_leaves_is_waited_for_by_no_request() -> None:
+    """The one that runs is told, not only the one that came last; that one never begins."""
+
+    async def test() -> None:
+        async with connect() as client:
+            await client.send(b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n" + GET + b"\r\n")
+            async with asyncio.timeout(LIMIT):
+                while not client.paths:
+                    await asyncio.sleep(0)
+            client.socket.close()
+            async with asyncio.timeout(LIMIT):
+                await client.left.wait()
+            assert client.paths == ["/wait"]
+
+    run(test)
+
+
+def test_a_tunnel_is_refused() -> None:
+    async def test() -> None:
+        async with connect() as client:
+            await client.send(b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n" + GET + b"\r\n")
+            status, body = parts_of(await client.read_to_the_end())
+            assert (status, body["message"], client.paths) == (405, "method: CONNECT is not allowed", [])
 
     run(test)
