@@ -15,10 +15,12 @@ from ipc.arrays import Buffer, view, view_ints
 from ipc.errors import MalformedMessage
 from ipc.messages import (
     KEY_BYTES,
+    MAX_ALIGNED_ROWS,
     MAX_MESSAGE_BYTES,
     MAX_PAIRS,
     MAX_STRUCT_BYTES,
     MAX_TEXTS,
+    Alignment,
     ArrayRef,
     Encode,
     Encoded,
@@ -75,6 +77,8 @@ def decode_to_client(parts: Sequence[memoryview]) -> tuple[ToClient, Sequence[me
         (texts,) = _vector_length(message.rows, "rows")
         view_ints(message.rows, frames, texts, "rows")
         view_ints(message.prompt_tokens, frames, texts, "prompt_tokens")
+        if message.alignment is not None:
+            _check_alignment(message.alignment, frames)
     elif isinstance(message, Missing):
         view_ints(message.which, frames, None, "which")
     elif isinstance(message, Encoded):
@@ -109,7 +113,7 @@ def _check_score(message: Score, frames: Sequence[memoryview]) -> None:
     view(message.keys, frames, "uint8", [texts, KEY_BYTES], "keys")
     if not message.num_queries or not message.num_documents:
         raise MalformedMessage("num_queries and num_documents: at least 1 each")
-    _check_count("pairs", num_pairs(message), MAX_PAIRS)
+    _check_count("pairs", num_pairs(message), MAX_ALIGNED_ROWS if message.want_alignment else MAX_PAIRS)
     if message.pairs is not None:
         _check_pairs(message, message.pairs, frames)
     for supplied in message.supplied:
@@ -160,6 +164,14 @@ def _check_embeddings(ref: ArrayRef, frames: Sequence[memoryview], rows: int) ->
     if ref.dtype not in get_args(FloatDType):
         raise MalformedMessage(f"embeddings: dtype {ref.dtype}, expected {' or '.join(get_args(FloatDType))}")
     view(ref, frames, ref.dtype, [rows, None], "embeddings")
+
+
+def _check_alignment(alignment: Alignment, frames: Sequence[memoryview]) -> None:
+    (entries,) = _vector_length(alignment.document_rows, "document_rows")
+    if entries > MAX_ALIGNED_ROWS:
+        raise MalformedMessage(f"document_rows: {entries}, at most {MAX_ALIGNED_ROWS}")
+    view_ints(alignment.document_rows, frames, entries, "document_rows")
+    view(alignment.similarities, frames, "float32", [entries], "similarities")
 
 
 def _check_count(name: str, count: int, limit: int) -> None:

@@ -28,6 +28,7 @@ IDENTITY_BYTES = 16  # random routing id of one process start, never a slot numb
 
 MAX_TEXTS = 65_536  # keys in one message
 MAX_PAIRS = 1_048_576  # pairs in one message
+MAX_ALIGNED_ROWS = 32_768  # query rows, over all pairs of a Score that wants their alignment
 MAX_SUPPLIED = 16  # parts of what one Score supplies: each dtype of a client's own, each role
 MAX_STRUCT_BYTES = 2**20  # frame 0: what decoding it allocates is a small multiple of it
 MAX_MESSAGE_BYTES = 64 * 2**20  # all frames together; senders slice at SLICE_BYTES
@@ -181,6 +182,7 @@ class Score(Message, frozen=True):
     pairs: ArrayRef | None = None  # int32 [num_pairs, 2] of (query, document); None: every query with every document
     supplied: Annotated[list[Supplied], msgspec.Meta(max_length=MAX_SUPPLIED)] = []
     deaths: Count = 0  # of the Missing that this one answers: a request does not become another by asking again
+    want_alignment: bool = False  # of all its pairs: at most MAX_ALIGNED_ROWS query rows over these
 
 
 class Encode(Message, frozen=True):
@@ -232,6 +234,16 @@ class Ready(Message, frozen=True):
     self_check: SelfCheck | None = None  # of the encoder, where this service has one
 
 
+class Alignment(Record, frozen=True):
+    """What each query row matched: the document row whose similarity went into the score.
+
+    n entries, pair after pair: as many as the pair's query has rows; none where its document has none.
+    """
+
+    document_rows: ArrayRef  # int32 [n]: of its own document; of equal similarities the first
+    similarities: ArrayRef  # float32 [n]: they add up to the pair's score, within rounding
+
+
 class Scores(Message, frozen=True):
     """The scores of all pairs of a Score, in their order."""
 
@@ -242,6 +254,7 @@ class Scores(Message, frozen=True):
     credits: Credits
     score_us: Count = 0  # time in the kernel
     queue_us: Count = 0  # from admission to the kernel
+    alignment: Alignment | None = None  # where the Score wants it
 
 
 class Missing(Message, frozen=True):

@@ -19,11 +19,12 @@ class DeviceTraits:
 
     batch_work: int  # multiply-adds in one launch
     slice_work: int  # of one client's turn
+    aligned_pair_work: int  # multiply-adds that take as long as a small pair's alignment: all overhead
 
 
 TRAITS = {
-    "cpu": DeviceTraits(batch_work=4 * 10**9, slice_work=10**9),  # about 0.1 s of two cores
-    "cuda": DeviceTraits(batch_work=4 * 10**11, slice_work=10**11),  # about 2 ms
+    "cpu": DeviceTraits(batch_work=4 * 10**9, slice_work=10**9, aligned_pair_work=10**6),  # about 0.1 s of two cores
+    "cuda": DeviceTraits(batch_work=4 * 10**11, slice_work=10**11, aligned_pair_work=10**10),  # about 2 ms
 }
 
 

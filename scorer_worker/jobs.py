@@ -19,6 +19,7 @@ from ipc.codec import num_pairs
 from ipc.messages import Role, Score, SuppliedEmbeddings, SuppliedTokens
 from ipc.running import RequestName
 from ipc.service import Request
+from scorer_worker.pairs import AlignedRows
 from scorer_worker.store import Entry
 
 
@@ -72,6 +73,7 @@ class Job:
     unfilled: set[bytes] = field(default_factory=set)  # keys of entries that are being encoded
     scores: array[float] = field(default_factory=lambda: array("f"))
     scored: int = 0  # pairs
+    aligned: AlignedRows | None = None  # of these, where the message wants it
     admitted: float = 0.0
     score_seconds: float = 0.0
 

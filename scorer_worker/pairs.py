@@ -1,9 +1,10 @@
-"""What is scored: a query of the store with documents of the store."""
+"""What is scored: a query of the store with documents of the store. And what they are aligned to."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from scorer_worker.store import Entry
 
@@ -26,3 +27,16 @@ class PairGroup:
     def __post_init__(self) -> None:
         if not self.places:
             object.__setattr__(self, "places", places_of(self.documents))
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedRows:
+    """The entries of some pairs, one pair after the other; `ipc.messages.Alignment` says what they are."""
+
+    document_rows: array[int] = field(default_factory=lambda: array("i"))
+    similarities: array[float] = field(default_factory=lambda: array("f"))
+
+    def extend(self, other: AlignedRows) -> None:
+        """Append the entries of more pairs."""
+        self.document_rows.extend(other.document_rows)
+        self.similarities.extend(other.similarities)

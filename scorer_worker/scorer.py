@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from scorer_worker.arena import Arena
 from scorer_worker.kernels import make_kernel
-from scorer_worker.pairs import PairGroup
+from scorer_worker.kernels.alignment import Aligner
+from scorer_worker.pairs import AlignedRows, PairGroup
 
 __all__ = ["PairGroup", "Scorer"]
 
@@ -16,7 +17,12 @@ class Scorer:
 
     def __init__(self, arena: Arena, kernel: str | None = None) -> None:
         self._kernel = make_kernel(arena.rows, kernel)
+        self._align = Aligner(arena.rows)
 
     def score(self, groups: Sequence[PairGroup]) -> Sequence[float]:
         """Raw MaxSim of all pairs, group by group, in order. Entries must be filled and pinned."""
         return self._kernel(groups)
+
+    def align(self, groups: Sequence[PairGroup]) -> AlignedRows:
+        """What each query row of these pairs matched, pair after pair, in order. Entries must be filled and pinned."""
+        return self._align(groups)

@@ -7,6 +7,8 @@ encode queue what is encoded.
     W1  Every job that was read is answered once, or dropped because its client has gone or cancelled it.
     W2  A waiting job holds nothing; jobs get room in the order in which they came.
     W3  Entries are unpinned by whoever ends the job, whatever ended it.
+    W4  Pairs are aligned only for a job that wants it, in the batch that scores them, and that counts as this job's
+        work: nobody waits longer for it than for scoring.
 """
 
 from __future__ import annotations
@@ -20,21 +22,22 @@ from operator import itemgetter
 
 from engine.encode_requests import EncodeRequests
 from ipc.arrays import FrameWriter
-from ipc.messages import Encode, ErrorCode, Missing, Score, Scores
+from ipc.messages import MAX_ALIGNED_ROWS, Alignment, Encode, ErrorCode, Missing, Score, Scores
 from ipc.running import MAX_DEATHS, RequestName, RunningFile
 from ipc.service import Cancelled, Endpoint, Event, Gone, Request
 from scorer_worker.arena import Arena, as_tensor, is_finite
 from scorer_worker.batcher import Batcher, PairSlice, ScoringJob
+from scorer_worker.device import TRAITS
 from scorer_worker.hosted_encoder import EncodedText, HostedEncoder
 from scorer_worker.jobs import Job, JobState, SuppliedIds, SuppliedRows, read_job
 from scorer_worker.memory_plan import memory_statistics
-from scorer_worker.pairs import PLACE_BYTES, PairGroup, places_of
+from scorer_worker.pairs import PLACE_BYTES, AlignedRows, PairGroup, places_of
 from scorer_worker.scorer import Scorer
 from scorer_worker.store import Entry, EntryState, NewEntry, TooLarge
 
 IDLE_WAIT = 0.25  # seconds: how often an idle worker looks at deadlines and silent clients
 COUNTERS = (
-    *("requests", "answered", "cancelled", "expired", "batches", "pairs", "score_seconds"),
+    *("requests", "answered", "cancelled", "expired", "batches", "pairs", "aligned_pairs", "score_seconds"),
     *("store_hits", "store_insertions", "store_misses"),
 )
 
@@ -64,6 +67,7 @@ class Worker:
         )
         self._keep_entries = keep_entries
         self._dim = arena.rows.shape[1]
+        self._aligned_pair_work = TRAITS[arena.rows.device.type].aligned_pair_work
         self._jobs: dict[RequestName, Job] = {}
         self._waiting: OrderedDict[RequestName, Job] = OrderedDict()  # W2
         self._next_expiry = 0.0
@@ -242,6 +246,12 @@ class Worker:
         job.texts = _in_order_of_keys(job)
         job.text_places = places_of(job.texts)
         job.rows = memoryview(job.text_places).cast("i")[1::2].tolist()
+        if job.message.want_alignment and (entries := _num_aligned_rows(job)) > MAX_ALIGNED_ROWS:
+            self._end(job)
+            self._refuse(
+                job.request, f"want_alignment: {entries} query rows over all pairs, at most {MAX_ALIGNED_ROWS}"
+            )
+            return True
         job.admitted = time.monotonic()
         self.counters["store_hits"] += len(resident)
         self.counters["store_insertions"] += len(reserved)
@@ -334,18 +344,28 @@ class Worker:
         query_rows = sum(job.rows[:num_queries]) / num_queries
         document_rows = sum(job.rows[num_queries:]) / (len(job.rows) - num_queries)
         work = int(query_rows * document_rows * self._dim)
+        if job.message.want_alignment:
+            job.aligned = AlignedRows()
+            work = 2 * work + self._aligned_pair_work  # W4
         self._batcher.add(ScoringJob(job.name, job.message.client, job.num_pairs, work, job.is_suspect))
 
     def _score(self, batch: list[PairSlice]) -> None:
         """Score the slices in one launch, and answer the jobs that are complete."""
         jobs = [self._jobs[part.job.name] for part in batch]
         groups: list[PairGroup] = []
+        to_align: list[tuple[AlignedRows, list[PairGroup]]] = []
         for part, job in zip(batch, jobs, strict=True):
-            groups += _groups_of(job, part.start, part.stop)
+            own = _groups_of(job, part.start, part.stop)
+            groups += own
+            if job.aligned is not None:
+                to_align.append((job.aligned, own))
         self._running.write([job.name for job in jobs])
         ticket = self._directory.launched()
         started = time.monotonic()
         scores = self._scorer.score(groups)
+        for aligned, own in to_align:
+            aligned.extend(self._scorer.align(own))
+            self.counters["aligned_pairs"] += sum(len(group.documents) for group in own)
         elapsed = time.monotonic() - started
         self._directory.completed(ticket)
         self._running.clear()
@@ -373,6 +393,7 @@ class Worker:
             credits=self._endpoint.credits(),
             score_us=int(job.score_seconds * 1e6),
             queue_us=int(queued * 1e6),
+            alignment=_write_alignment(job.aligned, writer) if job.aligned is not None else None,
         )
         self.counters["answered"] += 1
         self._end(job)  # before the answer: who has it finds nothing held
@@ -385,6 +406,21 @@ def _in_order_of_keys(job: Job) -> Sequence[Entry]:
         return job.pinned
     entries = {entry.key: entry for entry in job.pinned}
     return [entries[key] for key in job.keys]
+
+
+def _num_aligned_rows(job: Job) -> int:
+    """Query rows over all pairs."""
+    message = job.message
+    if message.pairs is None:
+        return sum(job.rows[: message.num_queries]) * message.num_documents
+    return sum([job.rows[query] for query in job.request.frames[message.pairs.frame - 1].cast("i")[0::2]])
+
+
+def _write_alignment(aligned: AlignedRows, writer: FrameWriter) -> Alignment:
+    return Alignment(
+        document_rows=writer.add_ints(aligned.document_rows),
+        similarities=writer.add(aligned.similarities, "float32", [len(aligned.similarities)]),
+    )
 
 
 def _groups_of(job: Job, start: int, stop: int) -> list[PairGroup]:

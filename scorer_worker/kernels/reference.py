@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import torch
 
-from scorer_worker.pairs import PairGroup
+from scorer_worker.pairs import AlignedRows, PairGroup
 from scorer_worker.store import Entry
 
 
@@ -33,6 +34,22 @@ class Reference:
         Source: Khattab & Zaharia 2020 (ColBERT), the MaxSim operator.
         """
         return [self._score(group.query, document) for group in groups for document in group.documents]
+
+    def align(self, groups: Sequence[PairGroup]) -> AlignedRows:
+        """What each query row matched: for s, the t whose <q[s], d[t]> goes into the score; of equal ones the first.
+
+        Returns:
+            For each pair, in order, as many entries as the query has rows, and none where the document has none. Those
+            of a pair do not depend on what else is in the call.
+        """
+        aligned = AlignedRows()
+        for group in groups:
+            for document in group.documents:
+                for row in self._rows(group.query) if document.rows else []:
+                    similarities = (self._rows(document) @ row).tolist()
+                    best = max(similarities)
+                    aligned.extend(AlignedRows(array("i", [similarities.index(best)]), array("f", [best])))
+        return aligned
 
     def _score(self, query: Entry, document: Entry) -> float:
         if not query.rows or not document.rows:

@@ -14,6 +14,8 @@ from ipc.codec import decode_to_client, decode_to_service, encode, num_pairs
 from ipc.errors import MalformedMessage
 from ipc.messages import (
     KEY_BYTES,
+    MAX_ALIGNED_ROWS,
+    Alignment,
     ArrayRef,
     Cancel,
     Credits,
@@ -87,7 +89,11 @@ def scores_requests(draw: st.DrawFn) -> tuple[Score, FrameWriter]:
         else:
             place = writer.add_ints(which)
             supplied.append(SuppliedTokens("query", place, *draw(token_frames(writer, len(which)))))
-    message = Score(draw(ids), draw(ids), CLIENT, draw(small), queries, documents, keys, pairs, supplied)
+    message = Score(
+        *(draw(ids), draw(ids), CLIENT, draw(small), queries, documents, keys, pairs, supplied),
+        deaths=draw(small),
+        want_alignment=draw(st.booleans()),
+    )
     return message, writer
 
 
@@ -131,6 +137,92 @@ def test_answers_survive_the_wire() -> None:
     assert decode_to_client(as_parts(encoded, writer))[0] == encoded
     for plain in (Failed(1, ErrorCode.OVERLOADED, "full", 100, 3), Statistics(1, {"a": 1.0})):
         assert decode_to_client(as_parts(plain))[0] == plain
+
+
+@st.composite
+def scores_answers(draw: st.DrawFn) -> tuple[Scores, FrameWriter]:
+    """Of one query with some documents, aligned or not."""
+    writer = FrameWriter()
+    rows = draw(st.lists(small, min_size=2, max_size=5))
+    pairs = len(rows) - 1
+    scores = writer.add(array("f", range(pairs)), "float32", [pairs])
+    ints = writer.add_ints(rows)
+    alignment = None
+    if draw(st.booleans()):
+        best = [draw(st.integers(0, count - 1)) for count in rows[1:] if count for _ in range(rows[0])]
+        similarities = array("f", [draw(st.floats(-1, 1, width=32)) for _ in best])
+        alignment = Alignment(writer.add_ints(best), writer.add(similarities, "float32", [len(best)]))
+    return Scores(draw(ids), scores, ints, ints, Credits(1, 2), draw(small), draw(small), alignment), writer
+
+
+@given(scores_answers())
+def test_scores_survive_the_wire_with_their_alignment(answer: tuple[Scores, FrameWriter]) -> None:
+    message, writer = answer
+    decoded, frames = decode_to_client(as_parts(message, writer))
+    assert decoded == message
+    assert [bytes(frame) for frame in frames] == [bytes(memoryview(frame).cast("B")) for frame in writer.frames]
+
+
+@given(scores_answers(), st.data())
+def test_damaged_scores_are_refused_or_fit(answer: tuple[Scores, FrameWriter], data: st.DataObject) -> None:
+    """What passes has an alignment of as many similarities as rows, none of them negative."""
+    parts = [bytearray(part) for part in as_parts(*answer)]
+    victim = data.draw(st.integers(0, len(parts) - 1))
+    if parts[victim] and data.draw(st.booleans()):
+        parts[victim][data.draw(st.integers(0, len(parts[victim]) - 1))] ^= data.draw(st.integers(1, 255))
+    elif data.draw(st.booleans()):
+        parts[victim] += bytes(4)
+    else:
+        del parts[victim][: data.draw(st.integers(1, 8))]
+    try:
+        message, frames = decode_to_client([memoryview(part) for part in parts])
+    except MalformedMessage as error:
+        assert str(error)
+        return
+    if isinstance(message, Scores) and message.alignment is not None:
+        rows = frames[message.alignment.document_rows.frame - 1].cast("i")
+        assert len(rows) == len(frames[message.alignment.similarities.frame - 1].cast("f"))
+        assert all(row >= 0 for row in rows)
+
+
+def aligned_scores(rows: int, similarities: int, low: int = 0) -> list[memoryview]:
+    writer = FrameWriter()
+    one = writer.add(array("f", [1.0]), "float32", [1])
+    ints = writer.add_ints([1, 1])
+    entries = writer.add(array("i", [low]) * rows, "int32", [rows])
+    alignment = Alignment(entries, writer.add(array("f", [0.0]) * similarities, "float32", [similarities]))
+    return as_parts(Scores(1, one, ints, ints, Credits(1, 2), alignment=alignment), writer)
+
+
+@pytest.mark.parametrize(
+    ("parts", "field"),
+    [
+        pytest.param(aligned_scores(2, 1), "similarities", id="fewer-similarities-than-rows"),
+        pytest.param(aligned_scores(1, 1, low=-1), "document_rows", id="negative-row"),
+        pytest.param(aligned_scores(MAX_ALIGNED_ROWS + 1, MAX_ALIGNED_ROWS + 1), "at most", id="too-many"),
+    ],
+)
+def test_wrong_alignment_is_refused_by_name(parts: list[memoryview], field: str) -> None:
+    with pytest.raises(MalformedMessage, match=field):
+        decode_to_client(parts)
+
+
+def test_largest_alignment_is_taken() -> None:
+    decode_to_client(aligned_scores(MAX_ALIGNED_ROWS, MAX_ALIGNED_ROWS))
+
+
+@pytest.mark.parametrize("want_alignment", [False, True])
+def test_fewer_pairs_are_aligned_than_scored(want_alignment: bool) -> None:
+    writer = FrameWriter()
+    keys = writer.add_keys([b"k" * KEY_BYTES] * 2)
+    count = MAX_ALIGNED_ROWS + 1
+    pairs = writer.add(array("i", bytes(8 * count)), "int32", [count, 2])
+    message = Score(1, 2, CLIENT, 3, 1, 1, keys, pairs, want_alignment=want_alignment)
+    if not want_alignment:
+        assert decode_to_service(as_parts(message, writer))[0] == message
+        return
+    with pytest.raises(MalformedMessage, match="pairs"):
+        decode_to_service(as_parts(message, writer))
 
 
 @given(scores_requests(), st.data())

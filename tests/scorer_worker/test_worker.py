@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ipc.arrays import FrameWriter
@@ -14,6 +15,7 @@ from ipc.client import ServiceClient
 from ipc.errors import ServiceFailed
 from ipc.messages import (
     KEY_BYTES,
+    MAX_ALIGNED_ROWS,
     Encode,
     ErrorCode,
     Missing,
@@ -212,6 +214,70 @@ def test_large_job_is_cut_into_slices_and_put_together(directory: Path) -> None:
                 [number / 300 for number in range(300)]
             )
             assert worker.worker.counters["batches"] >= 300 / 64
+
+    run(test)
+
+
+async def align(
+    client: ServiceClient, message: Score, writer: FrameWriter
+) -> tuple[list[float], list[int], list[float]]:
+    """Scores, document rows and similarities."""
+    message = msgspec.structs.replace(message, want_alignment=True)
+    answer, frames = await client.request(message, writer.frames, asyncio.get_running_loop().time() + LIMIT)
+    assert isinstance(answer, Scores) and answer.alignment is not None
+    return (
+        list(frames[answer.scores.frame - 1].cast("f")),
+        list(frames[answer.alignment.document_rows.frame - 1].cast("i")),
+        list(frames[answer.alignment.similarities.frame - 1].cast("f")),
+    )
+
+
+def test_alignment_comes_with_the_scores_of_who_wants_it(directory: Path) -> None:
+    async def test() -> None:
+        async with worker_and_client(directory) as (worker, client):
+            assert await ask(client, *score_message([b"q", b"a", b"b"], 1, TWO)) == [1.0, 0.75]
+            assert worker.worker.counters["aligned_pairs"] == 0
+            keys = [b"q", b"a", b"b", b"none"]
+            found = await align(client, *score_message(keys, 1, {3: []}))
+            assert found == ([1.0, 0.75, 0.0], [0, 0, 0, 1], [1.0, 0.0, 0.5, 0.25])
+            assert worker.worker.counters["aligned_pairs"] == 3
+            pairs = await align(client, *score_message([b"q", b"b", b"a", b"b"], 2, pairs=[(1, 1), (0, 0)]))
+            assert pairs == ([0.3125, 1.0], [0, 1, 0, 0], [0.25, 0.0625, 1.0, 0.0])
+
+    run(test)
+
+
+def test_alignment_is_put_together_from_slices_beside_who_only_scores(directory: Path) -> None:
+    """300 pairs in slices of some, because each counts for its overhead; a small Score is not kept waiting by them."""
+
+    async def test() -> None:
+        async with worker_and_client(directory, rows=65_536) as (worker, client):
+            keys = [b"q", *(b"d%d" % number for number in range(300))]
+            supplied = {0: [unit(0)]} | {1 + i: [unit(1), unit(0, i / 300)] for i in range(300)}
+            await ask(client, *score_message(keys, 1, supplied))
+            before = worker.worker.counters["batches"]
+            (scores, rows, similarities), small = await asyncio.gather(
+                align(client, *score_message(keys, 1)), ask(client, *score_message(keys[:3], 1))
+            )
+            assert scores == similarities == pytest.approx([number / 300 for number in range(300)])
+            assert rows == [0] + [1] * 299  # of equal similarities the first
+            assert small == pytest.approx([0.0, 1 / 300])
+            assert worker.worker.counters["batches"] - before >= 300
+
+    run(test)
+
+
+def test_alignment_of_too_many_rows_is_refused_and_nothing_is_held(directory: Path) -> None:
+    async def test() -> None:
+        async with worker_and_client(directory) as (worker, client):
+            message, writer = score_message(
+                [b"q", b"a"], 1, {0: [unit(0)] * 64, 1: [unit(0)]}, pairs=[(0, 0)] * (MAX_ALIGNED_ROWS // 64 + 1)
+            )
+            with pytest.raises(ServiceFailed, match=f"want_alignment: .* at most {MAX_ALIGNED_ROWS}") as failed:
+                await align(client, message, writer)
+            assert failed.value.code is ErrorCode.INVALID_REQUEST
+            assert worker.worker.statistics()["jobs"] == 0 and worker.directory.is_unheld
+            worker.directory.check_integrity()
 
     run(test)
 
