@@ -21,6 +21,7 @@ from frontend.connections import LauncherLink
 from frontend.http_server import HttpServer
 from frontend.metrics import Metrics
 from frontend.reranker import Reranker
+from frontend.tls import TlsSettings, make_context
 from frontend.version import VERSION
 from ipc.child import Child, Pulse, Up, ignore_stop_signals
 from ipc.client import Service, ServiceClient
@@ -42,6 +43,7 @@ class ApiServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     secret: bytes  # of this launch: keys of texts are keyed with it
     threads: int
     app: AppConfig
+    tls: TlsSettings | None = None
     shutdown_timeout: float = 30.0
     log_level: str = "info"
 
@@ -83,7 +85,8 @@ class _ApiServer:
         app = create_app(
             settings.app, self._reranker, self._admission, settings.secret, lambda: self._is_draining, metrics
         )
-        self._http = HttpServer(app, f"maxsimd/{VERSION}")
+        tls = None if settings.tls is None else make_context(settings.tls)
+        self._http = HttpServer(app, f"maxsimd/{VERSION}", tls)
         await self._worker.start()
         if self._engine is not None:
             await self._engine.start()

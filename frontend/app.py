@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from frontend.admission import Admission
 from frontend.app_config import AppConfig
 from frontend.auth import Authentication
-from frontend.call import Api
+from frontend.call import TIMED_STAGES, Api
 from frontend.errors import RequestFailed, on_bug, on_failure, on_http_exception
 from frontend.metrics import Metrics
 from frontend.openapi import Documentation
@@ -28,8 +29,17 @@ from ipc.errors import ServiceFailed
 
 CLIENT_CLOSED = 499  # for the metrics; nobody reads it
 
-_ROUTES = [Route(path, each.handler, methods=[each.method]) for each in OPERATIONS for path in each.paths]
-_PATHS = frozenset(route.path for route in _ROUTES)
+ROUTES = [Route(path, each.handler, methods=[each.method]) for each in OPERATIONS for path in each.paths]
+_PATHS = frozenset(route.path for route in ROUTES)
+# Response headers that pages of other sites may read.
+_FOR_OTHER_SITES = (
+    "X-Request-Id",
+    "Retry-After",
+    "retry-after-ms",
+    "metadata",
+    *(f"x-maxsimd-{stage}-ms" for stage in TIMED_STAGES),
+    "x-maxsimd-encoded-tokens",
+)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -41,13 +51,14 @@ def create_app(
     is_draining: Callable[[], bool],
     metrics: Metrics,
 ) -> ASGIApp:
-    """The application. Holds no state of its own; `ranker` does the work."""
+    """The application. Holds no state of its own; `ranker` does the work.
+
+    From the outside in: the frame, CORS (a browser's preflight carries no key, and pages must be able to read every
+    error), Starlette's last resort for bugs, keys, routes.
+    """
     app = Starlette(
-        routes=_ROUTES,
-        middleware=[
-            Middleware(RequestFrame, metrics=metrics),
-            Middleware(Authentication, digests=config.api_key_digests),
-        ],
+        routes=ROUTES,
+        middleware=[Middleware(Authentication, digests=config.api_key_digests)],
         exception_handlers={
             RequestFailed: on_failure,
             ServiceFailed: on_failure,
@@ -58,22 +69,38 @@ def create_app(
     )
     app.router.redirect_slashes = False
     app.state.api = Api(config, ranker, admission, secret, metrics, is_draining)
-    app.state.documentation = Documentation(OPERATIONS, is_keyed=bool(config.api_key_digests))
-    return app
+    app.state.documentation = Documentation(OPERATIONS, bool(config.api_key_digests), config.root_path)
+    return RequestFrame(_with_cors(app, config.cors_allow_origins), metrics, config.root_path)
+
+
+def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Pages of these origins may ask and read. Keys travel in a header that a page must set itself, so there are no
+    credentials in CORS's sense.
+    """
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app, origins, allow_methods=("GET", "POST"), allow_headers=("*",), expose_headers=_FOR_OTHER_SITES
+    )
 
 
 class RequestFrame:
-    """ASGI middleware around everything: the request's id, and its line in the metrics."""
+    """ASGI middleware around everything: the path behind --root-path, which is the only one that anything inside sees,
+    keys' door and router alike; the request's id; its line in the metrics.
+    """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, root_path: str = "") -> None:
         self._app = app
         self._metrics = metrics
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
+        if scope["path"].startswith(f"{self._root_path}/"):
+            scope["path"] = scope["path"][len(self._root_path) :]
         request_id = _request_id(scope)
         scope["maxsimd.request_id"] = request_id
         statuses: list[int] = []

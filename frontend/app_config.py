@@ -27,6 +27,8 @@ class AppConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_timeout: float = 30.0
     is_cache_per_key: bool = False
     expose_timings: bool = False
+    root_path: str = ""
+    cors_allow_origins: tuple[str, ...] = ()  # empty: no other site's pages
 
 
 def app_config(config: ServeConfig) -> AppConfig:
@@ -42,4 +44,6 @@ def app_config(config: ServeConfig) -> AppConfig:
         request_timeout=config.request_timeout,
         is_cache_per_key=config.is_cache_per_key,
         expose_timings=config.expose_timings,
+        root_path=config.root_path,
+        cors_allow_origins=config.cors_allow_origin,
     )

@@ -32,6 +32,7 @@ T = TypeVar("T")
 Written = TypeVar("Written")  # a body, or the pieces of one
 GivenInput = InputBody | EmbeddingsInput  # as JSON has it, or already decoded
 LARGE_BODY = 2**20  # bytes: embeddings in it are decoded in a thread, one text at a time
+TIMED_STAGES = ("tokenize", "encode", "worker", "queue", "score", "total")
 CHUNKED_GUESS = 65_536  # bytes that a body without Content-Length is taken for
 
 
@@ -236,7 +237,7 @@ class Call:
         """The stages' times, only with --expose-timings: they tell what was in the store."""
         if not self.api.config.expose_timings:
             return {}
-        stages = {name: getattr(result.timings, name) for name in ("tokenize", "encode", "worker", "queue", "score")}
+        stages = {name: getattr(result.timings, name) for name in TIMED_STAGES if name != "total"}
         stages["total"] = time.monotonic() - self._started
         return {f"x-maxsimd-{name}-ms": f"{seconds * 1000:.3f}" for name, seconds in stages.items()} | {
             "x-maxsimd-encoded-tokens": str(result.encoded_tokens)

@@ -87,9 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return check.run(config)
     if config.is_open:
-        sys.stderr.write(
-            f"maxsimd: warning: anybody who reaches {config.host} can use this server: no --api-key is set\n"
-        )
+        place = config.host if config.uds is None else config.uds
+        sys.stderr.write(f"maxsimd: warning: anybody who reaches {place} can use this server: no --api-key is set\n")
+    elif "*" in config.cors_allow_origin and not config.api_key:
+        sys.stderr.write("maxsimd: warning: any web page can use this server: no --api-key is set\n")
     from frontend import launcher  # only now: --help and a wrong setting answer at once
 
     return launcher.run(config)

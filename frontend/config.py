@@ -22,6 +22,8 @@ from frontend.options import (
     Option,
     named_options,
     one_of,
+    origin,
+    root_path,
     seconds,
     share,
     size,
@@ -29,6 +31,7 @@ from frontend.options import (
     text,
     whole_number,
 )
+from frontend.tls import TlsSettings, read_tls
 from ipc.messages import MAX_PAIRS
 from ipc.settings import LoadFormat, ModelSettings
 
@@ -43,7 +46,7 @@ DEFAULT_STORE_SHARE = 0.2  # of the memory this process may use
 SETTINGS = "Settings file"
 MODEL, NETWORK, PROCESSES = "Model", "Network", "Processes and device"
 BATCHING, STORE, LIMITS = "Batching", "Embedding store", "Limits and timeouts"
-SECURITY, LOGGING = "Security", "Logging"
+SECURITY, TLS, LOGGING = "Security", "TLS", "Logging"
 
 
 def default_api_server_count() -> int:
@@ -173,12 +176,45 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str | None,
         Option(
             NETWORK,
-            "Path of a Unix socket to listen on, in place of --host and --port.",
+            "Path of a Unix socket to listen on, in place of --host and --port. A socket file that nobody listens on "
+            "any more is replaced.",
             text,
             "PATH",
             default_text="none",
         ),
     ] = None
+    uds_mode: Annotated[
+        Literal["600", "660", "666"],
+        Option(
+            NETWORK,
+            "Who may connect to the Unix socket: 600 this user, 660 the group too, 666 everybody on this machine.",
+            one_of("600", "660", "666"),
+            "MODE",
+        ),
+    ] = "600"
+    root_path: Annotated[
+        str,
+        Option(
+            NETWORK,
+            "Path under which a proxy serves this server, such as /rerankers/colbert. It may take it off requests or "
+            "leave it on: /rerankers/colbert/rerank and /rerank are then the same.",
+            root_path,
+            "PATH",
+            default_text="none",
+        ),
+    ] = ""
+    cors_allow_origin: Annotated[
+        tuple[str, ...],
+        Option(
+            NETWORK,
+            "Origin of web pages that may ask this server and read its answers, such as https://app.example.org; may "
+            "be given several times. * allows every page: set an API key then.",
+            origin,
+            "ORIGIN",
+            default_text="none",
+            repeatable=True,
+        ),
+    ] = ()
 
     api_server_count: Annotated[
         int,
@@ -422,6 +458,53 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ),
     ] = False
 
+    ssl_certfile: Annotated[
+        str | None,
+        Option(
+            TLS,
+            "PEM file with the server's certificate, and those between it and the root: turns HTTPS on (TLS 1.2 or "
+            "later). Read once at start.",
+            text,
+            "PATH",
+            default_text="none: plain HTTP",
+            empty_is_wrong=True,
+        ),
+    ] = None
+    ssl_keyfile: Annotated[
+        str | None,
+        Option(
+            TLS,
+            "PEM file with the certificate's private key.",
+            text,
+            "PATH",
+            default_text="--ssl-certfile",
+            empty_is_wrong=True,
+        ),
+    ] = None
+    ssl_keyfile_password: Annotated[
+        str | None,
+        Option(
+            TLS,
+            "Password of the private key, if it is encrypted. On the command line it shows in ps: prefer the variable.",
+            text,
+            "PASSWORD",
+            default_text="none",
+            empty_is_wrong=True,
+        ),
+    ] = None
+    ssl_ca_certs: Annotated[
+        str | None,
+        Option(
+            TLS,
+            "PEM file with the certificates of authorities. Whoever connects must then show a certificate that one of "
+            "them has signed, probes too.",
+            text,
+            "PATH",
+            default_text="none: nobody must",
+            empty_is_wrong=True,
+        ),
+    ] = None
+
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         Option(LOGGING, "How much to log, to stderr.", one_of("debug", "info", "warning", "error"), "LEVEL"),
@@ -436,19 +519,36 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError("--dim is only for --no-engine: a model knows its own")
         if self.uds is not None:
             _check_socket_path(self.uds)
+        for option in ("ssl_keyfile", "ssl_keyfile_password", "ssl_ca_certs"):
+            if self.ssl_certfile is None and getattr(self, option) is not None:
+                raise ConfigError(f"--{option.replace('_', '-')} needs --ssl-certfile")
         for key in self.api_key:
             _check_key(key)
 
     def __repr__(self) -> str:
-        """The settings without the API keys, so that a log line does not give them away."""
+        """The settings without the API keys and the password, so that a log line does not give them away."""
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
         shown["api_key"] = f"<{len(self.api_key)}>"
+        shown["ssl_keyfile_password"] = f"<{int(self.ssl_keyfile_password is not None)}>"
         return f"ServeConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
     def is_open(self) -> bool:
-        """Whether anybody on the network may use the server: no key is asked for beyond this machine."""
-        return self.uds is None and not self.api_key and not _is_loopback(self.host)
+        """Whether strangers may use the server: no key is asked for, and it listens beyond this machine, or on a socket
+        that is everybody's. A client's certificate is as good as a key.
+        """
+        is_reachable = self.uds_mode == "666" if self.uds is not None else not _is_loopback(self.host)
+        return is_reachable and not self.api_key and self.ssl_ca_certs is None
+
+    def read_tls(self) -> TlsSettings | None:
+        """The contents of the files of --ssl-...; None: plain HTTP.
+
+        Raises:
+            ConfigError: a file is not what it should be.
+        """
+        if self.ssl_certfile is None:
+            return None
+        return read_tls(self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password, self.ssl_ca_certs)
 
     def cache_bytes(self, device: Literal["cpu", "cuda"]) -> int | None:
         """Size of the embedding store, --embedding-cache-size or its default; None: what the device has left."""
@@ -509,7 +609,7 @@ def settings_page() -> str:
         "A flag wins over its environment variable, a variable over the file of `--config`, the file over the default.",
         "In the file, names are those of the flags without dashes: `api-server-count = 4`.",
         "An empty variable counts as unset,",
-        "but for those of API keys: a secret that is missing must not open the server. Lists are comma-separated in a",
+        "but for those of API keys and TLS: what is missing must not open the server. Lists are comma-separated in a",
         "variable; a switch takes 1 or 0. Sizes: `512MiB`, `4GiB`, or bytes. Durations: seconds, or `500ms`, `5m`,",
         "`1h`.",
     ]

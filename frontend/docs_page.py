@@ -22,8 +22,9 @@ def docs_page(document: Json) -> str:
     """The page: routes with an example for curl, then the types that they name."""
     info = document["info"]
     is_keyed = "securitySchemes" in document["components"]
+    root = document["servers"][0]["url"] if "servers" in document else ""
     operations = [
-        _operation(method, path, operation, is_keyed)
+        _operation(method, path, operation, is_keyed, root)
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
@@ -42,7 +43,7 @@ def docs_page(document: Json) -> str:
     )
 
 
-def _operation(method: str, path: str, operation: Json, is_keyed: bool) -> str:
+def _operation(method: str, path: str, operation: Json, is_keyed: bool, root: str) -> str:
     lines = [
         f'<h2 id="{operation["operationId"]}"><code>{method.upper()} {escape(path)}</code> '
         f"{escape(operation['summary'])}</h2>",
@@ -56,7 +57,7 @@ def _operation(method: str, path: str, operation: Json, is_keyed: bool) -> str:
         f"<p>Header <code>{escape(each['name'])}</code>: {_shown(each['schema'])}. {escape(each['description'])}</p>"
         for each in operation.get("parameters", [])
     ]
-    lines.append(f"<pre>{escape(_curl(method, path, content, needs_key))}</pre>")
+    lines.append(f"<pre>{escape(_curl(method, root + path, content, needs_key))}</pre>")
     lines.append("<table><tr><th>status</th><th>when</th><th>body</th></tr>")
     for status, answer in operation["responses"].items():
         bodies = "; ".join(

@@ -157,12 +157,9 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 async def on_bug(request: Request, error: Exception) -> Response:
     """The last resort: no internals in the answer; the log has them.
 
-    Starlette runs this outside of all middleware, so the request's id must be added here. It raises the error again
-    afterwards, and uvicorn logs the traceback and closes the connection.
+    Starlette raises the error again afterwards, and uvicorn logs the traceback and closes the connection.
     """
     request_id = request_id_of(request)
     _log.error("request %s on %s: %r", request_id, request.scope["path"][:MAX_ECHO], error)
     failure = RequestFailed(ErrorCode.INTERNAL, "internal error; the server's log has the request id")
-    response = error_response(request.scope, failure)
-    response.headers["x-request-id"] = request_id
-    return response
+    return error_response(request.scope, failure)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -25,9 +26,10 @@ from frontend.errors import plain_error
 KEEP_ALIVE = 75  # seconds; above the 60 s that load balancers keep an idle connection
 # of a request line and its headers; neither httptools nor uvicorn has a limit
 MAX_HEAD_BYTES, MAX_HEADERS = 32_768, 100
-HEAD_TIMEOUT = 10.0  # seconds from a head's first byte to its last
+HEAD_TIMEOUT = 10.0  # seconds from a head's first byte to its last; and for a TLS handshake
 REST_TIMEOUT = 10.0  # seconds for the rest of a body whose request has been answered already
 UNREAD_TIMEOUT = 30.0  # seconds in which a client must take something of an answer
+FAREWELL = 600.0  # seconds in which TLS may end, what is still unsent included; who takes nothing has UNREAD_TIMEOUT
 LAST_WORDS = 0.1  # seconds at a stop in which requests that are already in a socket's buffer are still read
 
 _log = logging.getLogger("maxsimd.api_server")
@@ -36,7 +38,8 @@ _log = logging.getLogger("maxsimd.api_server")
 class HttpServer:
     """The open connections of one API server."""
 
-    def __init__(self, app: ASGIApp, server_header: str) -> None:
+    def __init__(self, app: ASGIApp, server_header: str, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._config = uvicorn.Config(
             app,
             http="httptools",
@@ -63,15 +66,21 @@ class HttpServer:
         self._state.default_headers = [(b"date", date), *self._config.encoded_headers]
 
     async def serve(self, connection: socket.socket, on_closed: Callable[[], None]) -> None:
-        """Speak HTTP on an accepted connection; `on_closed` is called once, when it has ended."""
+        """Speak HTTP on an accepted connection, behind a handshake if there is TLS; `on_closed` is called once, when it
+        has ended.
+        """
         connection.setblocking(False)
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: _Connection(self._config, self._state, on_closed), connection
+                lambda: _Connection(self._config, self._state, on_closed),
+                connection,
+                ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else HEAD_TIMEOUT,
+                ssl_shutdown_timeout=None if self._tls is None else FAREWELL,
             )
-        except OSError as error:  # reset before we came to it
+        except OSError as error:  # reset before we came to it, or no handshake (ssl.SSLError is an OSError)
             _log.debug("a connection ended before it began: %s", error)
             connection.close()
             on_closed()
@@ -124,7 +133,7 @@ class _Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         # uvicorn's own time limit for idle connections begins with the first answer
-        self._start_timer(KEEP_ALIVE, transport.close)
+        self._start_timer(KEEP_ALIVE, self._close)
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -216,7 +225,7 @@ class _Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             self._watch_reader()
         elif is_last and not self._is_in_head:
-            self._start_timer(REST_TIMEOUT, self.transport.close)
+            self._start_timer(REST_TIMEOUT, self._close)
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
@@ -307,5 +316,8 @@ class _Connection(HttpToolsProtocol):
         if is_broken_off and running is not None:
             running.disconnected = True
             running.message_event.set()
+        self._close()
+
+    def _close(self) -> None:
         self.transport.close()
         self._watch_reader()

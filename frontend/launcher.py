@@ -25,7 +25,9 @@ from frontend.connections import DRAIN, STOP, Dispatcher, ServerLink, make_pair
 from frontend.device import find_device
 from frontend.division import count_cores, divide_cores
 from frontend.listener import Listener, ListenError
+from frontend.options import ConfigError
 from frontend.supervisor import Launch, StartFailed, Supervisor
+from frontend.tls import TlsSettings
 from ipc.settings import EngineSettings, WorkerSettings
 from ipc.sockets import make_run_directory, remove_run_directory
 
@@ -47,12 +49,15 @@ def run(config: ServeConfig) -> int:
     """
     logging.basicConfig(level=config.log_level.upper(), format="maxsimd: %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        listener = Listener(config.host, config.port, config.uds)
-    except ListenError as error:
+        tls = config.read_tls()
+        listener = Listener(
+            config.host, config.port, config.uds, int(config.uds_mode, 8), "http" if tls is None else "https"
+        )
+    except (ConfigError, ListenError) as error:
         print(f"maxsimd: {error}", file=sys.stderr)
         return 2
     try:
-        return asyncio.run(_Launcher(config, listener).main())
+        return asyncio.run(_Launcher(config, listener, tls).main())
     finally:
         listener.close()
 
@@ -60,9 +65,10 @@ def run(config: ServeConfig) -> int:
 class _Launcher:
     """One launch."""
 
-    def __init__(self, config: ServeConfig, listener: Listener) -> None:
+    def __init__(self, config: ServeConfig, listener: Listener, tls: TlsSettings | None) -> None:
         self._config = config
         self._listener = listener
+        self._tls = tls
         self._has_model = not config.no_engine
         self._device = find_device(config.device)
         self._hosts_encoder = self._has_model and _hosts_encoder(config.engine_placement, self._device)
@@ -193,6 +199,7 @@ class _Launcher:
             secret=self._secret,
             threads=self._division.api_server,
             app=app_config(self._config),
+            tls=self._tls,
             shutdown_timeout=self._config.shutdown_timeout,
             log_level=self._config.log_level,
         )

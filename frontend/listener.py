@@ -28,19 +28,19 @@ class Listener:
         ListenError: the address is in use, not ours, or not allowed.
     """
 
-    def __init__(self, host: str, port: int, uds: str | None) -> None:
+    def __init__(self, host: str, port: int, uds: str | None, uds_mode: int = 0o600, scheme: str = "http") -> None:
         self.is_watched = False
         self._uds = uds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_connection: Callable[[socket.socket], None] | None = None
-        self._socket = _listen_unix(uds) if uds is not None else _listen_tcp(host, port)
-        self.url = self._describe(host)
+        self._socket = _listen_unix(uds, uds_mode) if uds is not None else _listen_tcp(host, port)
+        self.url = self._describe(host, scheme)
 
-    def _describe(self, host: str) -> str:
+    def _describe(self, host: str, scheme: str) -> str:
         if self._uds is not None:
             return f"unix:{self._uds}"
         shown = f"[{host}]" if ":" in host else host
-        return f"http://{shown}:{self._socket.getsockname()[1]}"
+        return f"{scheme}://{shown}:{self._socket.getsockname()[1]}"
 
     def watch(self, loop: asyncio.AbstractEventLoop, on_connection: Callable[[socket.socket], None]) -> None:
         """Accept from now on."""
@@ -121,15 +121,19 @@ def _explain(host: str, port: int, error: OSError) -> str:
             return f"--host {host} --port {port}: {os.strerror(error.errno or 0)}"
 
 
-def _listen_unix(path: str) -> socket.socket:
+def _listen_unix(path: str, mode: int) -> socket.socket:
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    umask = os.umask(0o777 & ~mode)  # the file has its mode from its first moment
     try:
         listener.bind(path)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise ListenError(f"--uds {path}: {os.strerror(error.errno or 0)}") from None
+        reason = "exists, and is no socket" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
+        raise ListenError(f"--uds {path}: {reason}") from None
+    finally:
+        os.umask(umask)
     listener.setblocking(False)
     return listener
 

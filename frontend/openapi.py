@@ -90,13 +90,14 @@ class Operation:
 class Documentation:
     """The document, and the page that shows it; made when first asked for."""
 
-    def __init__(self, operations: Sequence[Operation], is_keyed: bool) -> None:
+    def __init__(self, operations: Sequence[Operation], is_keyed: bool, root_path: str = "") -> None:
         self._operations = operations
         self._is_keyed = is_keyed
+        self._root_path = root_path
 
     @cached_property
     def document(self) -> Json:
-        return openapi_document(self._operations, self._is_keyed)
+        return openapi_document(self._operations, self._is_keyed, self._root_path)
 
     @cached_property
     def json(self) -> bytes:
@@ -107,11 +108,12 @@ class Documentation:
         return docs_page(self.document).encode()
 
 
-def openapi_document(operations: Sequence[Operation], is_keyed: bool) -> Json:
+def openapi_document(operations: Sequence[Operation], is_keyed: bool, root_path: str = "") -> Json:
     """The OpenAPI 3.1 document, as JSON's objects.
 
     Args:
         is_keyed: whether requests need an API key.
+        root_path: what a proxy puts before the paths.
     """
     types = _types(operations)
     schemas, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
@@ -126,6 +128,7 @@ def openapi_document(operations: Sequence[Operation], is_keyed: bool) -> Json:
     return {
         "openapi": "3.1.0",
         "info": {"title": TITLE, "version": VERSION, "description": DESCRIPTION},
+        **({"servers": [{"url": root_path}]} if root_path else {}),
         "paths": paths,
         "components": parts,
     }

@@ -107,6 +107,21 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def root_path(value: str) -> str:
+    """A path that begins with a slash; one at its end is taken off."""
+    path = value.rstrip("/")
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path) or {".", ".."} & set(path.split("/")):
+        raise ValueError(f"must be a path such as /rerankers/colbert, got {value!r}")
+    return path
+
+
+def origin(value: str) -> str:
+    """`*`, or an origin as browsers send it, which is in lower case."""
+    if value != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#@\\,*]+", value.lower()):
+        raise ValueError(f"must be * or an origin such as https://app.example.org, got {value!r}")
+    return value.lower()
+
+
 def whole_number(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers from `low` to `high`."""
 

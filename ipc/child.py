@@ -70,10 +70,10 @@ class Child:
         """
         line = bytearray()
         while not line.endswith(b"\n"):
-            byte = os.read(self.lifeline, 1)
-            if not byte:
+            part = os.read(self.lifeline, 65_536)
+            if not part:
                 raise SystemExit("no settings on stdin: this process is started by `maxsimd serve`")
-            line += byte
+            line += part
         return msgspec.json.decode(bytes(line), type=kind)
 
     def report(self, status: Status) -> None:

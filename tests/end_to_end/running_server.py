@@ -64,8 +64,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        wait_until(lambda: re.search(r"http://\S+?(?=;|\s|$)", self.log))
-        match = re.search(r"http://[\w.:]+", self.log)
+        wait_until(lambda: re.search(r"https?://\S+?(?=;|\s|$)", self.log))
+        match = re.search(r"https?://[\w.:]+", self.log)
         assert match is not None
         return match.group()
 

@@ -62,6 +62,9 @@ EXAMPLES = {  # for every option: text that differs from the default, more that 
     "host": ("0.0.0.0", [], "0.0.0.0"),
     "port": ("9001", [], 9001),
     "uds": ("/maxsimd.sock", [], "/maxsimd.sock"),
+    "uds_mode": ("660", [], "660"),
+    "root_path": ("/colbert/", [], "/colbert"),
+    "cors_allow_origin": ("https://app.example.org", [], ("https://app.example.org",)),
     "api_server_count": ("7", [], 7),
     "device": ("cpu", [], "cpu"),
     "gpu_memory_utilization": ("0.5", [], 0.5),
@@ -87,6 +90,10 @@ EXAMPLES = {  # for every option: text that differs from the default, more that 
     "api_key": ("secret", [], ("secret",)),
     "api_key_file": ("", [], None),  # a test of its own
     "expose_timings": ("on", [], True),
+    "ssl_certfile": ("cert.pem", [], "cert.pem"),
+    "ssl_keyfile": ("key.pem", ["--ssl-certfile", "cert.pem"], "key.pem"),
+    "ssl_keyfile_password": ("secret", ["--ssl-certfile", "cert.pem"], "secret"),
+    "ssl_ca_certs": ("ca.pem", ["--ssl-certfile", "cert.pem"], "ca.pem"),
     "log_level": ("debug", [], "debug"),
 }
 
@@ -199,6 +206,7 @@ def test_api_keys_of_the_file_are_added_to_those_given(tmp_path: Path) -> None:
 
 def test_the_settings_do_not_print_api_keys() -> None:
     assert "open-sesame" not in repr(serve("--api-key", "open-sesame"))
+    assert "open-sesame" not in repr(serve("--ssl-certfile", "c", "--ssl-keyfile-password", "open-sesame"))
     assert "port=8000" in repr(serve())
 
 
@@ -232,6 +240,9 @@ def test_the_settings_do_not_print_api_keys() -> None:
         pytest.param(["--dim", "128"], "--dim is only for --no-engine", id="dim-with-a-model"),
         pytest.param(["--uds", "/" + "x" * 107], "--uds: the path must have at most 107 bytes, got 108", id="uds-long"),
         pytest.param(["--uds", "/no/such/folder/s"], "--uds: the directory of /no/such/folder/s", id="uds-nowhere"),
+        pytest.param(["--uds-mode", "644"], "--uds-mode: must be one of 600, 660, 666, got '644'", id="uds-mode"),
+        pytest.param(["--ssl-keyfile", "k"], "--ssl-keyfile needs --ssl-certfile", id="key-without-certificate"),
+        pytest.param(["--ssl-ca-certs", "c"], "--ssl-ca-certs needs --ssl-certfile", id="ca-without-certificate"),
         pytest.param(["--api-key", "with blank"], "--api-key: a key must be printable ASCII", id="key-with-blank"),
         pytest.param(["--api-key", "schlüssel"], "--api-key: a key must be printable ASCII", id="key-not-ascii"),
         pytest.param(["--api-key-file", "/no/such/file"], "--api-key-file: cannot read /no/such/file", id="key-file"),
@@ -253,6 +264,8 @@ def test_a_wrong_value_names_the_flag_and_the_rule(argv: Sequence[str], message:
         pytest.param("MAXSIMD_API_KEY", "", "must not be empty", id="secret-missing"),
         pytest.param("MAXSIMD_API_KEY", "a,,b", "must not be empty", id="one-key-of-three-missing"),
         pytest.param("MAXSIMD_API_KEY_FILE", "", "must not be empty", id="file-name-missing"),
+        pytest.param("MAXSIMD_SSL_CERTFILE", "", "must not be empty", id="certificate-missing"),
+        pytest.param("MAXSIMD_SSL_CA_CERTS", "", "must not be empty", id="authority-missing"),
     ],
 )
 def test_a_wrong_variable_is_named(variable: str, value: str, rule: str) -> None:
@@ -339,6 +352,10 @@ def test_the_store_is_divided_by_key_as_soon_as_there_are_two(argv: Sequence[str
         pytest.param(["--host", "example.org"], True, id="a-name"),
         pytest.param(["--host", "0.0.0.0", "--api-key", "a"], False, id="with-a-key"),
         pytest.param(["--host", "0.0.0.0", "--uds", "/s"], False, id="a-unix-socket"),
+        pytest.param(["--uds", "/s", "--uds-mode", "660"], False, id="a-unix-socket-of-a-group"),
+        pytest.param(["--uds", "/s", "--uds-mode", "666"], True, id="a-unix-socket-of-everybody"),
+        pytest.param(["--host", "0.0.0.0", "--ssl-certfile", "c"], True, id="with-tls"),
+        pytest.param(["--host", "0.0.0.0", "--ssl-certfile", "c", "--ssl-ca-certs", "a"], False, id="with-client-ca"),
     ],
 )
 def test_a_server_that_anybody_can_use_is_recognised(argv: Sequence[str], expected: bool) -> None:
