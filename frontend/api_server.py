@@ -29,6 +29,7 @@ from ipc.collector import settle_collector
 
 BODIES_BYTES = 24 * 2**20  # of request bodies at once, beyond a single one: this process's memory under load
 BEAT = 0.5  # seconds
+SWITCH_SECONDS = 0.0005  # that the event loop waits for a thread which decodes embeddings or joins token ids
 
 _log = logging.getLogger("maxsimd.api_server")
 
@@ -58,6 +59,7 @@ def main() -> int:
         format=f"api server {settings.slot}: %(levelname)s %(message)s",
         stream=sys.stderr,
     )
+    sys.setswitchinterval(SWITCH_SECONDS)
     uvloop.run(_ApiServer(child, settings).run())
     return 0
 

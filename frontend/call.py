@@ -25,6 +25,7 @@ from frontend.metrics import Metrics
 from frontend.ranking import EmbeddingsInput, Input, Ranker, RankingResult, RankingTask, TextInput
 from frontend.repeated_documents import NamedDocuments, RepeatedDocuments
 from frontend.schemas import CommonBody, InputBody, InputObject, text_of
+from frontend.turns import in_turns
 from ipc.errors import ServiceFailed
 from ipc.messages import ErrorCode, FloatDType, ModelSpec, Role
 
@@ -123,7 +124,7 @@ class Call:
             lambda: [_decoded(value, f"{field}[{place}]") for place, value in enumerate(inputs)]
         )
 
-    def make_task(
+    async def make_task(
         self,
         body: CommonBody,
         queries: Sequence[GivenInput],
@@ -142,8 +143,8 @@ class Call:
         truncation = body.truncation is not False
         lengths = {role: self._limit(body, role) for role in ("query", "document")}
         query_names = [query_field] if pairs is None else [f"{query_field}[{i}]" for i in range(len(queries))]
-        query_inputs = self._read(body, "query", queries, query_names, lengths["query"], truncation)
-        document_inputs = self._read_documents(body, documents, document_field, lengths["document"], truncation)
+        query_inputs = await self._read(body, "query", queries, query_names, lengths["query"], truncation)
+        document_inputs = await self._read_documents(body, documents, document_field, lengths["document"], truncation)
         return RankingTask(
             queries=query_inputs,
             documents=document_inputs,
@@ -254,7 +255,7 @@ class Call:
             field, wanted = "truncate_prompt_tokens", cut
         return effective_limit(spec, role, wanted, self.api.ranker.special_tokens(role), field)
 
-    def _read_documents(
+    async def _read_documents(
         self, body: CommonBody, documents: Sequence[GivenInput], names: str, limit: int, truncation: bool
     ) -> Sequence[Input]:
         """As `_read`; a list of texts that came before has its names already."""
@@ -264,11 +265,11 @@ class Call:
             self._text_bytes += known.text_bytes
             return known.inputs
         before = self._text_bytes
-        inputs = self._read(body, "document", documents, names, limit, truncation)
+        inputs = await self._read(body, "document", documents, names, limit, truncation)
         self.api.repeated.add(NamedDocuments(rules, documents, inputs, self._text_bytes - before))
         return inputs
 
-    def _read(
+    async def _read(
         self,
         body: CommonBody,
         role: Role,
@@ -279,26 +280,27 @@ class Call:
     ) -> list[Input]:
         make_key: Callable[[bytes], bytes] | None = None
         result: list[Input] = []
-        for index, value in enumerate(inputs):
-            if isinstance(value, EmbeddingsInput):
-                result.append(value)
-                continue
-            if isinstance(value, str):
-                text: str | None = value
-            else:
-                name = f"{names}[{index}]" if isinstance(names, str) else names[index]
-                text = text_of(value, name)
-            if text is None:
-                result.append(_embeddings_of(value, name))
-                continue
-            if make_key is None:
-                make_key = self._key_maker(body, role, limit, truncation)
-            if role == "query" and not text.strip():
-                name = names if isinstance(names, str) else names[index]
-                raise invalid(f"{name}: empty", name)
-            data = bytes_of(text)  # once: a text that is not ASCII costs ten times as much as one that is
-            self._text_bytes += len(data)
-            result.append(TextInput(text, make_key(data)))
+        async for some in in_turns(inputs):
+            for value in some:
+                if isinstance(value, EmbeddingsInput):
+                    result.append(value)
+                    continue
+                if isinstance(value, str):
+                    text: str | None = value
+                else:
+                    name = f"{names}[{len(result)}]" if isinstance(names, str) else names[len(result)]
+                    text = text_of(value, name)
+                if text is None:
+                    result.append(_embeddings_of(value, name))
+                    continue
+                if make_key is None:
+                    make_key = self._key_maker(body, role, limit, truncation)
+                if role == "query" and not text.strip():
+                    name = names if isinstance(names, str) else names[len(result)]
+                    raise invalid(f"{name}: empty", name)
+                data = bytes_of(text)  # once: a text that is not ASCII costs ten times as much as one that is
+                self._text_bytes += len(data)
+                result.append(TextInput(text, make_key(data)))
         return result
 
     def _key_maker(self, body: CommonBody, role: Role, limit: int, truncation: bool) -> Callable[[bytes], bytes]:

@@ -8,8 +8,8 @@ supplies what was missing, the second supplies every text, so three `Score`s suf
 Where the worker hosts the encoder, a few texts that were not asked for here lately, as a query nearly always is, go
 with the first `Score` as token ids: it is cheaper to send them in vain than to hear that they are missing.
 
-    R1  Requests are cut into parts: at most `max_job_rows` rows, each text in whole grains of the store, and PART_BYTES
-        of supplied embeddings each. Scores are independent per pair, so the cut is not visible.
+    R1  Requests are cut into parts: at most `max_job_rows` rows, each text in whole grains of the store, PART_PAIRS
+        pairs and PART_BYTES of supplied embeddings each. Scores are independent per pair, so the cut is not visible.
     R2  All parts of this process together hold at most the byte budget in embeddings; one request has at most two in
         flight.
     R3  A text is tokenised at most once, a query encoded at most once, per request.
@@ -35,6 +35,7 @@ from frontend.ranking import EmbeddingsInput, RankingResult, RankingTask, TextIn
 from frontend.recent_keys import RecentKeys
 from frontend.run_all import run_all
 from frontend.tokenizer import StatelessTokenizer
+from frontend.turns import end_turn, in_turns
 from ipc.arrays import ITEM_BYTES, FrameWriter
 from ipc.client import Frames, Service, ServiceClient
 from ipc.errors import ServiceFailed
@@ -57,6 +58,7 @@ from ipc.messages import (
 PART_BYTES = 4 * 2**20  # of encoded embeddings in one Score: a second or so of a CPU engine's work
 VALUE_PART_BYTES = 16 * 2**20  # of a client's own embeddings in one Score
 BUDGET_BYTES = 32 * 2**20
+PART_PAIRS = 2048  # in one Score: what the worker does for it before somebody else's is read
 PARTS_IN_FLIGHT = 2  # of one request: one is encoded while another is scored
 ATTEMPTS = 3
 FEW_TEXTS = 4  # that are supplied before they are missed
@@ -244,7 +246,8 @@ class _Ranking:
         if new:
             self._tell_missing(new)
         await self._prepare(new)
-        parts = self._split(range(self._num_pairs), by_value | new, service)
+        await end_turn(len(self._texts))
+        parts = await self._split(range(self._num_pairs), by_value | new, service)
         await run_all([self._score_part(part, 1) for part in parts])
         self._reranker.recent.add(self._keys[text] for text in self._few_texts())
         queries = self._num_queries
@@ -315,7 +318,7 @@ class _Ranking:
         if attempt == ATTEMPTS - 1:
             supply = {text for position in part.pairs for text in self._pair(position)}
         await self._prepare(supply)
-        parts = self._split(part.pairs, supply, await self._wait_worker())
+        parts = await self._split(part.pairs, supply, await self._wait_worker())
         for smaller in parts:
             smaller.deaths = part.deaths
         await run_all([self._score_part(smaller, attempt + 1) for smaller in parts])
@@ -547,7 +550,7 @@ class _Ranking:
 
     # --- cutting a task into parts --------------------------------------------------------------------------------
 
-    def _split(self, pairs: Sequence[int], supply: set[int], service: Service) -> list[_Part]:
+    async def _split(self, pairs: Sequence[int], supply: set[int], service: Service) -> list[_Part]:
         """Parts within R1.
 
         Pairs that need a document supplied and pairs that do not go apart, so that a large part of names stays one
@@ -557,31 +560,35 @@ class _Ranking:
         is_light = len(supply) <= FEW_TEXTS and all(
             text < self._num_queries and isinstance(self._texts[text], TextInput) for text in supply
         )
-        if is_light and len(self._texts) * _whole_grains(self._longest, limits.row_grain) <= limits.max_job_rows:
-            return [_Part(pairs, supply)]  # what is asked for again and again costs nothing for each document here
+        most = min(len(self._texts), PART_PAIRS + self._num_queries)  # texts in a part
+        if is_light and most * _whole_grains(self._longest, limits.row_grain) <= limits.max_job_rows:
+            # what is asked for again and again costs nothing for each document here
+            return [_Part(pairs[start : start + PART_PAIRS], supply) for start in range(0, len(pairs), PART_PAIRS)]
         named = [p for p in pairs if self._pair(p)[1] not in supply] if supply else pairs
         carried = [p for p in pairs if self._pair(p)[1] in supply] if supply else []
-        return [*self._cut(named, supply, limits), *self._cut(carried, supply, limits)]
+        return [*await self._cut(named, supply, limits), *await self._cut(carried, supply, limits)]
 
-    def _cut(self, pairs: Sequence[int], supply: set[int], limits: Limits) -> list[_Part]:
+    async def _cut(self, pairs: Sequence[int], supply: set[int], limits: Limits) -> list[_Part]:
         parts: list[_Part] = []
         current: list[int] = []
         seen: set[int] = set()
         rows = size = 0
-        for position in pairs:
-            new = [text for text in self._pair(position) if text not in seen]
-            new_rows = sum(_whole_grains(self._max_rows(text), limits.row_grain) for text in new)
-            new_size = sum(self._part_share(text) for text in new if text in supply)
-            if current and (rows + new_rows > limits.max_job_rows or size + new_size > PART_BYTES):
-                parts.append(_Part(current, seen & supply))
-                current, seen, rows, size = [], set(), 0, 0
-                new = list(self._pair(position))
+        async for some in in_turns(pairs):
+            for position in some:
+                new = [text for text in self._pair(position) if text not in seen]
                 new_rows = sum(_whole_grains(self._max_rows(text), limits.row_grain) for text in new)
                 new_size = sum(self._part_share(text) for text in new if text in supply)
-            current.append(position)
-            seen.update(new)
-            rows += new_rows
-            size += new_size
+                is_large = rows + new_rows > limits.max_job_rows or size + new_size > PART_BYTES
+                if current and (is_large or len(current) == PART_PAIRS):
+                    parts.append(_Part(current, seen & supply))
+                    current, seen, rows, size = [], set(), 0, 0
+                    new = list(self._pair(position))
+                    new_rows = sum(_whole_grains(self._max_rows(text), limits.row_grain) for text in new)
+                    new_size = sum(self._part_share(text) for text in new if text in supply)
+                current.append(position)
+                seen.update(new)
+                rows += new_rows
+                size += new_size
         if current:
             parts.append(_Part(current, seen & supply))
         return parts

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from engine.encoder import Encoder
     from engine.encoder_thread import EncoderThread
     from scorer_worker.arena import Arena
+    from scorer_worker.device import DeviceTraits
     from scorer_worker.hosted_encoder import HostedEncoder
     from scorer_worker.scorer import Scorer
 
@@ -100,7 +101,7 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     arena = _make_arena(child, settings, model, device, taken)
     scorer = Scorer(arena)
     traits = TRAITS[device.type]
-    longest_batch = _warm_up(arena, scorer, traits.batch_work)
+    longest_batch = _warm_up(arena, scorer, traits)
     hosted = None
     if encoder is not None and thread is not None and model is not None:
         if device.type == "cuda":
@@ -160,7 +161,7 @@ def _make_arena(
         raise TooLittleMemory(f"--embedding-cache-size {size}: {str(error).splitlines()[0]}") from None
 
 
-def _warm_up(arena: Arena, scorer: Scorer, batch_work: int) -> float:
+def _warm_up(arena: Arena, scorer: Scorer, traits: DeviceTraits) -> float:
     """One batch of full size through the real store and kernel, so that the first request does not pay for it.
 
     Returns:
@@ -177,8 +178,8 @@ def _warm_up(arena: Arena, scorer: Scorer, batch_work: int) -> float:
     assert entries is not None
     for entry in entries:
         arena.write(entry, torch.zeros(rows, arena.rows.shape[1]))
-    work = rows * rows * arena.rows.shape[1]  # of a pair
-    count = max(1, min(MAX_WARM_UP_PAIRS, batch_work // work))
+    work = traits.pair_work(rows, rows, arena.rows.shape[1])
+    count = max(1, min(MAX_WARM_UP_PAIRS, traits.batch_work // work))
     # as many as a batch has: what a few pairs take is the call, and a multiple of it says nothing of a batch
     pairs = [PairGroup(entries[0], [entries[1 + number % 3] for number in range(count)])]
     scorer.score(pairs)
@@ -186,7 +187,7 @@ def _warm_up(arena: Arena, scorer: Scorer, batch_work: int) -> float:
     scorer.score(pairs)
     elapsed = time.monotonic() - started
     arena.directory.unpin(entries)
-    return elapsed * max(1.0, batch_work / (count * work))
+    return elapsed * max(1.0, traits.batch_work / (count * work))
 
 
 def _load_encoder(

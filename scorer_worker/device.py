@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ipc.settings import Device, StoreDType
+from scorer_worker.store import ROW_GRAIN
 
 
 class DeviceError(Exception):
@@ -19,12 +20,19 @@ class DeviceTraits:
 
     batch_work: int  # multiply-adds in one launch
     slice_work: int  # of one client's turn
+    read_rows: int  # query rows whose products take as long as it takes to bring a document's row to them
     aligned_pair_work: int  # multiply-adds that take as long as a small pair's alignment: all overhead
+
+    def pair_work(self, query_rows: float, document_rows: float, dim: int) -> int:
+        """What scoring a pair of about so many rows costs, in multiply-adds."""
+        return int((query_rows + self.read_rows) * (document_rows + ROW_GRAIN / 2) * dim)
 
 
 TRAITS = {
-    "cpu": DeviceTraits(batch_work=4 * 10**9, slice_work=10**9, aligned_pair_work=10**6),  # about 0.1 s of two cores
-    "cuda": DeviceTraits(batch_work=4 * 10**11, slice_work=10**11, aligned_pair_work=10**10),  # about 2 ms
+    # about 7 ms of two cores; a call by itself costs 0.1 ms. 1.4 to 1.9 * 10**11 a second (docs/numbers.md), of which
+    # gathering and reducing take 40 % beside a query of 32 rows
+    "cpu": DeviceTraits(batch_work=10**9, slice_work=25 * 10**7, read_rows=24, aligned_pair_work=10**6),
+    "cuda": DeviceTraits(batch_work=4 * 10**11, slice_work=10**11, read_rows=0, aligned_pair_work=10**10),  # about 2 ms
 }
 
 

@@ -67,7 +67,7 @@ class Worker:
         )
         self._keep_entries = keep_entries
         self._dim = arena.rows.shape[1]
-        self._aligned_pair_work = TRAITS[arena.rows.device.type].aligned_pair_work
+        self._traits = TRAITS[arena.rows.device.type]
         self._jobs: dict[RequestName, Job] = {}
         self._waiting: OrderedDict[RequestName, Job] = OrderedDict()  # W2
         self._next_expiry = 0.0
@@ -343,10 +343,10 @@ class Worker:
         num_queries = job.message.num_queries
         query_rows = sum(job.rows[:num_queries]) / num_queries
         document_rows = sum(job.rows[num_queries:]) / (len(job.rows) - num_queries)
-        work = int(query_rows * document_rows * self._dim)
+        work = self._traits.pair_work(query_rows, document_rows, self._dim)
         if job.message.want_alignment:
             job.aligned = AlignedRows()
-            work = 2 * work + self._aligned_pair_work  # W4
+            work = 2 * work + self._traits.aligned_pair_work  # W4
         self._batcher.add(ScoringJob(job.name, job.message.client, job.num_pairs, work, job.is_suspect))
 
     def _score(self, batch: list[PairSlice]) -> None:

@@ -22,7 +22,7 @@ async def rerank_with_encoding(request: Request) -> Response:
         call.check_model(body.model)
         check_pool_factor(body.pool_factor)
         documents: list[InputBody] = list(body.documents)
-        result = await call.score(call.make_task(body, [body.query], documents, None, ("query", "documents")))
+        result = await call.score(await call.make_task(body, [body.query], documents, None, ("query", "documents")))
         answer = next_plaid_answer(call, body, result)
         return Response(_encoder.encode(answer), 200, call.timing_headers(result), "application/json")
 

@@ -21,7 +21,7 @@ async def ranking(request: Request) -> Response:
         passages: list[InputBody] = [passage.text for passage in body.passages]
         if body.truncate == "NONE" and body.truncation is None:
             body = msgspec.structs.replace(body, truncation=False)
-        task = call.make_task(body, [body.query.text], passages, None, ("query.text", "passages"))
+        task = await call.make_task(body, [body.query.text], passages, None, ("query.text", "passages"))
         result = await call.score(task)
         scores = convert_scores(result, None, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)

@@ -41,6 +41,7 @@ from frontend.schemas import (
     decode_rerank,
     text_of,
 )
+from frontend.turns import end_turn
 
 _encoder = msgspec.json.Encoder()
 
@@ -72,9 +73,10 @@ async def rerank(request: Request) -> Response:
         call.check_model(body.model)
         fields = ("query", "texts" if dialect is Dialect.TEI else "documents")
         documents = await call.decode_embeddings(documents, fields[1])
-        task = call.make_task(_with_names(body), [query], documents, None, fields)
+        task = await call.make_task(_with_names(body), [query], documents, None, fields)
         result = await call.score(task)
         ranked = _rank(call, body, documents, result)
+        await end_turn(len(documents))
         match dialect:
             case Dialect.TEI:
                 answer: object = _tei_answer(ranked)
@@ -84,6 +86,7 @@ async def rerank(request: Request) -> Response:
                 answer = next_plaid_answer(call, body, result)
             case _:
                 answer = _answer(ranked, dialect)
+        await end_turn(len(documents))
         return Response(_encoder.encode(answer), 200, call.timing_headers(result), "application/json")
 
 

@@ -36,7 +36,7 @@ async def score(request: Request) -> Response:
         if pairs is not None:
             queries = await call.decode_embeddings(queries, fields[0])
         documents = await call.decode_embeddings(documents, fields[1])
-        result = await call.score(call.make_task(body, queries, documents, pairs, fields))
+        result = await call.score(await call.make_task(body, queries, documents, pairs, fields))
         scores = convert_scores(result, pairs, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
         tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
         answer = ScoreAnswer(

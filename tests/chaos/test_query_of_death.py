@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.chaos.fault.sitecustomize import DEADLY_ROWS, DEADLY_TOKENS
+from tests.chaos.fault.sitecustomize import DEADLY_ROWS, DEADLY_TOKENS, Poisoner
 from tests.chaos.processes import ENGINE, WORKER, restarts
 from tests.chaos.traffic import Traffic
 from tests.chaos.truth import DIM, QUERIES, TEXTS, Truth
@@ -29,6 +30,11 @@ def server() -> Iterator[Server]:
     running = Server("--api-server-count", "2", "--embedding-cache-size", "64MiB", environment=faulty)
     yield running
     running.end()
+
+
+def test_fault_is_not_in_the_process_of_the_tests() -> None:
+    """It was: a kernel's test that met a document of DEADLY_ROWS rows killed the whole run."""
+    assert not any(isinstance(finder, Poisoner) for finder in sys.meta_path)
 
 
 @pytest.mark.parametrize(

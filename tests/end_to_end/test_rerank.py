@@ -88,6 +88,14 @@ def test_request_larger_than_a_part_is_cut_and_put_together(shared_server: Serve
     assert scores == pytest.approx([maxsim(query, rows[index % 40]) for index in range(60)], abs=1e-4)
 
 
+def test_documents_of_several_messages_keep_their_places(shared_server: Server) -> None:
+    texts = [f"one of the few texts that come again and again: {number}" for number in range(23)]
+    once = shared_server.scores(QUERY, texts)
+    assert shared_server.scores(QUERY, [texts[place % 23] for place in range(4096)]) == pytest.approx(
+        [once[place % 23] for place in range(4096)], abs=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     ("path", "shows_by_default", "api_version"),
     [("/rerank", True, "1"), ("/v1/rerank", True, "1"), ("/v2/rerank", False, "2")],

@@ -22,7 +22,7 @@ from ipc.messages import Score
 from ipc.running import RunningFile
 from ipc.service import Request
 from scorer_worker.arena import Arena
-from scorer_worker.hosted_encoder import HostedEncoder
+from scorer_worker.hosted_encoder import EncodedText, HostedEncoder
 from scorer_worker.jobs import Job, SuppliedIds, read_job
 from scorer_worker.store import EntryState, NewEntry
 
@@ -68,6 +68,13 @@ def run(thread: EncoderThread, lengths: list[int]) -> EncodedBatch:
     return batch
 
 
+def finished(hosted: HostedEncoder, thread: EncoderThread) -> list[EncodedText]:
+    """What the next batch comes to; `wait` may return a moment before it is there."""
+    while not (told := hosted.take_finished()):
+        thread.wait()
+    return told
+
+
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8), room=st.integers(1, 30))
 def test_a_batch_is_halved_until_it_fits(lengths: list[int], room: int) -> None:
     thread = EncoderThread(cast(Encoder, SmallDevice(room)))
@@ -95,8 +102,7 @@ def test_only_who_waits_for_the_text_that_cannot_fit_is_told(tmp_path: Path, mad
         entries[number] = reserved[0]
         hosted.fill(reserved[0], SuppliedIds(0, "document", memoryview(array("i", [0] * length)), 0), job(number, key))
     hosted.launch()
-    made[0].wait()
-    told = {text.waiter[1]: text.is_encoded for text in hosted.take_finished()}
+    told = {text.waiter[1]: text.is_encoded for text in finished(hosted, made[0])}
     assert told == {0: True, 1: False, 2: True}
     for number, entry in entries.items():
         arena.directory.unpin([entry])  # as the worker does when the job ends
@@ -120,8 +126,7 @@ def test_a_job_that_comes_while_its_text_is_encoded_by_value_gets_it_too(
     reserved = arena.directory.admit([], [NewEntry(bytes([5]) * 16, 5, 5)])
     assert reserved is not None
     hosted.fill(reserved[0], SuppliedIds(0, "document", ids[5], 0), job(1, bytes([5]) * 16))
-    made[0].wait()
-    told = hosted.take_finished()
+    told = finished(hosted, made[0])
     assert [text.waiter[1] for text in told] == [7, 7, 1]
     arena.directory.unpin(reserved)
     assert reserved[0].state is EntryState.FILLED

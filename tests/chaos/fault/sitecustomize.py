@@ -74,4 +74,5 @@ class Poisoner(importlib.abc.MetaPathFinder):
         return spec
 
 
-sys.meta_path.insert(0, Poisoner())
+if __name__ == "sitecustomize":  # not where a test imports this file: it would kill the tests
+    sys.meta_path.insert(0, Poisoner())
