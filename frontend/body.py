@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect, Request
 
-from frontend.errors import HttpError, RequestFailed, invalid
+from frontend.errors import MAX_ECHO, HttpError, RequestFailed, invalid
 
 MAX_DIGITS = 18  # of a Content-Length; int() itself refuses some thousands with a ValueError
 
@@ -17,8 +17,11 @@ def announced_size(request: Request, limit: int) -> int | None:
     """The body's size as announced; None: it comes in chunks.
 
     Raises:
-        RequestFailed: it is not a number, or above the limit.
+        RequestFailed: it is not a number, or above the limit; or the body is compressed.
     """
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise invalid(f"content-encoding: {coding[:MAX_ECHO]!r}, bodies are read as they are", "content-encoding")
     header = request.headers.get("content-length")
     if header is None:
         return None

@@ -17,6 +17,7 @@ from frontend.app_config import AppConfig
 from frontend.auth import client_tag
 from frontend.binary_body import is_binary
 from frontend.body import announced_size, read_body
+from frontend.body_values import check_values
 from frontend.embedding import EmbeddingResult, EmbeddingTask
 from frontend.embeddings_input import EmbeddingsPayload, decode_embeddings, decode_sent
 from frontend.errors import HttpError, RequestFailed, invalid
@@ -359,7 +360,7 @@ async def admitted(request: Request) -> AsyncIterator[Call]:
     """Let a request in and read its body; give its place back at the end.
 
     Raises:
-        RequestFailed: the body is too large or too slow.
+        RequestFailed: the body is too large or too slow, or holds too many values.
         ServiceFailed: too many requests are waiting; the body has not been read.
     """
     started = time.monotonic()
@@ -370,6 +371,8 @@ async def admitted(request: Request) -> AsyncIterator[Call]:
     try:
         timeout = api.config.request_timeout
         body = await read_body(request, limit, timeout, ticket.set_body_bytes)
+        if not is_binary(request.headers.get("content-type")):
+            check_values(body, api.config.max_documents_per_request)
         await api.ranker.wait_model(asyncio.get_running_loop().time() + timeout - (time.monotonic() - started))
         yield Call(request, body, started, ticket)
     finally:

@@ -41,11 +41,13 @@ def explain(error: msgspec.ValidationError, within: str = "") -> RequestFailed:
     problem, is_placed, place = text.rpartition(" - at `$")
     field = place.rstrip("`").lstrip(".") if is_placed else ""
     problem = problem if is_placed else text
+    if len(problem) > MAX_ECHO:
+        problem = f"{problem[:MAX_ECHO]}..."
     if problem.startswith(_MISSING):
         problem, field = "required", ".".join(filter(None, (field, problem[len(_MISSING) :].strip("`"))))
     rule = _ALLOWED.get(field.rpartition(".")[2])
     if rule is not None:
-        problem = f"{problem[:MAX_ECHO]}; expected {', '.join(rule[:-1])} or {rule[-1]}"
+        problem = f"{problem}; expected {', '.join(rule[:-1])} or {rule[-1]}"
     if within:
         field = within + (field if field.startswith("[") else f".{field}" if field else "")
     return invalid(f"{field or 'body'}: {problem}", field or None)
