@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -18,9 +18,11 @@ from frontend.auth import client_tag
 from frontend.binary_body import is_binary
 from frontend.body import announced_size, read_body
 from frontend.body_values import check_values
+from frontend.byte_budget import ByteBudget
 from frontend.embedding import EmbeddingResult, EmbeddingTask
 from frontend.embeddings_input import EmbeddingsPayload, decode_embeddings, decode_sent
 from frontend.errors import HttpError, RequestFailed, invalid
+from frontend.explanation import MATCH_BYTES, TokenMatch, explain
 from frontend.keys import bytes_of, effective_limit, key_maker
 from frontend.metrics import Metrics
 from frontend.ranking import EmbeddingsInput, Input, Ranker, RankingResult, RankingTask, TextInput
@@ -28,7 +30,7 @@ from frontend.repeated_documents import NamedDocuments, RepeatedDocuments
 from frontend.schemas import CommonBody, InputBody, InputObject, text_of
 from frontend.turns import in_turns
 from ipc.errors import ServiceFailed
-from ipc.messages import ErrorCode, FloatDType, ModelSpec, Role
+from ipc.messages import MAX_ALIGNED_ROWS, ErrorCode, FloatDType, ModelSpec, Role
 
 T = TypeVar("T")
 Written = TypeVar("Written")  # a body, or the pieces of one
@@ -49,6 +51,7 @@ class Api:
     metrics: Metrics
     is_draining: Callable[[], bool]
     repeated: RepeatedDocuments = field(default_factory=RepeatedDocuments)
+    explanations: ByteBudget = field(default_factory=lambda: ByteBudget(MAX_ALIGNED_ROWS * MATCH_BYTES))
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -170,6 +173,20 @@ class Call:
         result = await self._unless_gone(self.api.ranker.score(task))
         self._count(result)
         return result
+
+    @asynccontextmanager
+    async def explained(
+        self, task: RankingTask, result: RankingResult
+    ) -> AsyncIterator[Mapping[int, Sequence[TokenMatch]]]:
+        """The matches of each pair that was aligned, made in another thread. All requests of this process together hold
+        one answer's worth of them, inside such blocks.
+
+        Raises:
+            RequestFailed, ServiceFailed: there are none; see `explain`.
+        """
+        size = MATCH_BYTES * sum(len(alignment.similarities) for alignment in result.alignments.values())
+        async with self.api.explanations.hold(size):
+            yield await asyncio.to_thread(explain, task, result, self.api.ranker.tokenizer) if size else {}
 
     def make_embedding_task(
         self,

@@ -102,6 +102,8 @@ def _shown(schema: Json) -> str:
         return " or ".join(_shown(each) for each in schema["anyOf"])
     if "enum" in schema:
         return ", ".join(f"<code>{escape(json.dumps(value))}</code>" for value in schema["enum"])
+    if "prefixItems" in schema:
+        return f"list of ({', '.join(_shown(each) for each in schema['prefixItems'])})"
     if schema.get("type") == "array":
         return f"list of ({_shown(schema.get('items', {}))})"
     rules = ("minimum", "exclusiveMinimum", "maximum", "minLength", "maxLength")

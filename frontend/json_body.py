@@ -13,7 +13,11 @@ ScoreMode = Literal["raw", "mean", "unit"]
 AnyBody = TypeVar("AnyBody")
 
 _MISSING = "Object missing required field "
-_ALLOWED = {"score_mode": get_args(ScoreMode), "dtype": get_args(FloatDType)}  # what msgspec's own message does not say
+_ALLOWED = {  # what msgspec's own message does not say
+    "score_mode": get_args(ScoreMode),
+    "dtype": get_args(FloatDType),
+    "relevant_spans.mode": ("enabled", "disabled"),
+}
 
 
 def decode_body(decoder: msgspec.json.Decoder[AnyBody], body: bytes | msgspec.Raw, within: str = "") -> AnyBody:
@@ -45,7 +49,7 @@ def explain(error: msgspec.ValidationError, within: str = "") -> RequestFailed:
         problem = f"{problem[:MAX_ECHO]}..."
     if problem.startswith(_MISSING):
         problem, field = "required", ".".join(filter(None, (field, problem[len(_MISSING) :].strip("`"))))
-    rule = _ALLOWED.get(field.rpartition(".")[2])
+    rule = _ALLOWED.get(field) or _ALLOWED.get(field.rpartition(".")[2])
     if rule is not None:
         problem = f"{problem}; expected {', '.join(rule[:-1])} or {rule[-1]}"
     if within:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -52,6 +52,12 @@ class RankingTask:
     document_field: str = "documents"
     # told how many more bytes of its texts must be encoded, before they are tokenised; may refuse them (ServiceFailed)
     on_missing: Callable[[int], None] = lambda num_bytes: None
+    # asked, once the scores are known, which pairs to align; may refuse (RequestFailed)
+    choose_aligned: Callable[[RankingResult], Sequence[int]] | None = None
+
+    def texts_of(self, pair: int) -> tuple[int, int]:
+        """The places of a pair's texts among the queries and the documents."""
+        return (0, pair) if self.pairs is None else self.pairs[pair]
 
     def name_of(self, text: int) -> str:
         """The user's name of a text: queries are counted first, then documents."""
@@ -72,6 +78,14 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class PairAlignment:
+    """Which document row each query row of one pair matched; empty where the document has no rows."""
+
+    document_rows: Sequence[int]
+    similarities: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
 class RankingResult:
     """Raw MaxSim scores in pair order, and what the texts were made of."""
 
@@ -81,6 +95,8 @@ class RankingResult:
     document_prompt_tokens: Sequence[int]
     encoded_tokens: int = 0  # by the engine, for this request
     timings: Timings = field(default_factory=Timings)
+    document_rows: Sequence[int] = ()  # scored rows of each document
+    alignments: Mapping[int, PairAlignment] = field(default_factory=dict)  # of the pairs that the task chose
 
 
 class Ranker(Protocol):

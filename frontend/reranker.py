@@ -13,6 +13,9 @@ with the first `Score` as token ids: it is cheaper to send them in vain than to 
     R2  All parts of this process together hold at most the byte budget in embeddings; one request has at most two in
         flight.
     R3  A text is tokenised at most once, a query encoded at most once, per request.
+
+Alignment is asked for when the scores are known, of the pairs that will be shown: a second `Score` of these alone,
+whose texts the store has by then (decision 0007). It is never refused for want of room to encode.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar, get_args
 
 from frontend.byte_budget import ByteBudget
@@ -31,7 +34,7 @@ from frontend.embedding import Embedder, EmbeddingResult, EmbeddingTask
 from frontend.encoding import EncodedText, TokenizedText, concatenate, encode, tokenise
 from frontend.errors import invalid
 from frontend.keys import bytes_of
-from frontend.ranking import EmbeddingsInput, RankingResult, RankingTask, TextInput, Timings
+from frontend.ranking import EmbeddingsInput, PairAlignment, RankingResult, RankingTask, TextInput, Timings
 from frontend.recent_keys import RecentKeys
 from frontend.run_all import run_all
 from frontend.tokenizer import StatelessTokenizer
@@ -237,6 +240,8 @@ class _Ranking:
         self._parallel = asyncio.Semaphore(PARTS_IN_FLIGHT)
         self._timings = Timings()
         self._encoded_tokens = 0
+        self._is_aligning = False
+        self._alignments: dict[int, PairAlignment] = {}
 
     async def run(self) -> RankingResult:
         service = await self._wait_worker()
@@ -251,14 +256,27 @@ class _Ranking:
         await run_all([self._score_part(part, 1) for part in parts])
         self._reranker.recent.add(self._keys[text] for text in self._few_texts())
         queries = self._num_queries
-        return RankingResult(
+        result = RankingResult(
             scores=self._scores,
             query_rows=self._rows[:queries],
             query_prompt_tokens=self._prompt_tokens[:queries],
             document_prompt_tokens=self._prompt_tokens[queries:],
             encoded_tokens=self._encoded_tokens,
             timings=self._timings,
+            document_rows=self._rows[queries:],
         )
+        if self._task.choose_aligned is None:
+            return result
+        chosen = self._task.choose_aligned(result)
+        await self._align(chosen, by_value)
+        alignments = {position: self._alignments[position] for position in chosen}
+        return replace(result, encoded_tokens=self._encoded_tokens, alignments=alignments)
+
+    async def _align(self, pairs: Sequence[int], by_value: set[int]) -> None:
+        """Have the worker align pairs whose scores are known."""
+        self._is_aligning = True
+        parts = await self._split(sorted(pairs), by_value, await self._wait_worker())
+        await run_all([self._score_part(part, 1) for part in parts])
 
     def _few_texts(self) -> list[int]:
         """The texts that are worth remembering: all of a small request, of a large one its queries."""
@@ -308,7 +326,7 @@ class _Ranking:
     async def _score_part(self, part: _Part, attempt: int) -> None:
         """Have the worker score the part; supply what it lacks, in smaller parts where that is much."""
         missing = await self._ask(part)
-        if attempt == 1:
+        if attempt == 1 and not self._is_aligning:
             self._tell_missing(missing)
         if not missing:
             return
@@ -346,6 +364,9 @@ class _Ranking:
                 raise self._explain(error, order) from None
             self._timings.worker += time.monotonic() - started
         match answer:
+            case Scores() if self._is_aligning:
+                self._record_alignment(part, order, answer, frames)
+                return set()
             case Scores():
                 self._record(part, order, answer, frames)
                 return set()
@@ -387,6 +408,7 @@ class _Ranking:
             pairs=pairs_ref,
             supplied=supplied,
             deaths=part.deaths,
+            want_alignment=self._is_aligning,
         )
         return message, writer, order
 
@@ -407,6 +429,27 @@ class _Ranking:
             for place, text in enumerate(order):
                 self._rows[text] = rows[place]
                 self._prompt_tokens[text] = prompt_tokens[place]
+        self._timings.score += answer.score_us / 1e6
+        self._timings.queue += answer.queue_us / 1e6
+
+    def _record_alignment(self, part: _Part, order: list[int], answer: Scores, frames: Frames) -> None:
+        rows = dict(zip(order, frames[answer.rows.frame - 1].cast("i"), strict=True))
+        if answer.alignment is None:
+            raise ServiceFailed(ErrorCode.INTERNAL, "the worker answered without an alignment")
+        document_rows = frames[answer.alignment.document_rows.frame - 1].cast("i")
+        similarities = frames[answer.alignment.similarities.frame - 1].cast("f")
+        start = 0
+        for position in part.pairs:
+            query, document = self._pair(position)
+            end = start + (rows[query] if rows[document] else 0)
+            alignment = PairAlignment(document_rows[start:end].tolist(), similarities[start:end].tolist())
+            self._alignments[position] = alignment
+            start = end
+        if start != len(document_rows) or any(
+            max(self._alignments[position].document_rows, default=-1) >= rows[self._pair(position)[1]]
+            for position in part.pairs
+        ):
+            raise ServiceFailed(ErrorCode.INTERNAL, "the worker answered with another alignment")
         self._timings.score += answer.score_us / 1e6
         self._timings.queue += answer.queue_us / 1e6
 

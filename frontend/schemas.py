@@ -24,6 +24,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from frontend.embeddings_input import RowsOfNumbers, SentEmbeddings, Shape, is_given
 from frontend.errors import invalid
+from frontend.explanation import RelevantSpan, RelevantSpansOptions, TokenMatch
 from frontend.json_body import ScoreMode, decode_body
 
 Tokens = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -97,6 +98,13 @@ class RerankBody(CommonBody, frozen=True, kw_only=True):
     return_documents: Annotated[
         bool | None, Meta(description="Whether results carry their document; null: not on /v2, else yes")
     ] = None
+    explain: Annotated[
+        bool | None, Meta(description="true: each result has for each query token the document token that it matched")
+    ] = None
+    relevant_spans: Annotated[
+        RelevantSpansOptions | None,
+        Meta(description="Cohere's: the parts of each document that the query's tokens matched"),
+    ] = None
     return_text: Annotated[bool | None, Meta(description="TEI's return_documents; null: no")] = None
     raw_scores: Annotated[bool | None, Meta(description="TEI's and Infinity's; true: score_mode raw")] = None
     truncate: Annotated[bool | None, Meta(description="TEI's truncation")] = None
@@ -129,6 +137,9 @@ class ScoreBody(CommonBody, frozen=True, kw_only=True):
     data_2: list[InputBody] | InputBody | None = None
     text_1: list[InputBody] | InputBody | None = None
     text_2: list[InputBody] | InputBody | None = None
+    explain: Annotated[
+        bool | None, Meta(description="true: each result has for each query token the document token that it matched")
+    ] = None
 
 
 PAIRS_OF_FIELDS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
@@ -157,6 +168,8 @@ class RankedDocument(msgspec.Struct, frozen=True):
     index: int
     relevance_score: float
     document: Document | UnsetType = UNSET
+    explanation: list[TokenMatch] | UnsetType = UNSET
+    relevant_spans: list[RelevantSpan] | UnsetType = UNSET
 
 
 class ApiVersion(msgspec.Struct, frozen=True):
@@ -180,7 +193,8 @@ class RerankMeta(msgspec.Struct, frozen=True):
 
 
 class RerankAnswer(msgspec.Struct, frozen=True):
-    """Best first; `document` is left out where it was not asked for, and where it is embeddings."""
+    """Best first. `document`, `explanation` and `relevant_spans` are left out where they were not asked for, and the
+    first and the last where the document is embeddings."""
 
     id: str
     model: str
@@ -196,6 +210,7 @@ class TeiRank(msgspec.Struct, frozen=True):
     index: int
     score: float
     text: str | UnsetType = UNSET
+    explanation: list[TokenMatch] | UnsetType = UNSET
 
 
 class InfinityDocument(msgspec.Struct, frozen=True):
@@ -204,6 +219,7 @@ class InfinityDocument(msgspec.Struct, frozen=True):
     index: int
     relevance_score: float
     document: str | None = None
+    explanation: list[TokenMatch] | UnsetType = UNSET
 
 
 class InfinityAnswer(msgspec.Struct, frozen=True):
@@ -233,6 +249,7 @@ class ScoredPair(msgspec.Struct, frozen=True):
     index: int
     score: float
     object: str = "score"
+    explanation: list[TokenMatch] | UnsetType = UNSET
 
 
 class ScoreAnswer(msgspec.Struct, frozen=True):

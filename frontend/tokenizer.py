@@ -11,13 +11,18 @@ each token where that is more); what lies behind them is not read. Only a text o
 blanks, has fewer tokens than its limit there.
 
 User text that contains a special token's spelling ("[SEP]") is parsed as that token, as by the reference.
+
+What explains a score needs to know where in its text each token stands. That costs half as much again as the ids, so
+`locate` does it, for the texts that are explained.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tokenizers import Encoding, Tokenizer
 
@@ -28,7 +33,12 @@ CHARACTERS_PER_TOKEN = 8  # of a first beginning; prose in English has 4 to 5
 SHORTEST_BEGINNING = 1024  # characters
 GROWTH = 4  # of a beginning that was too short
 LONGEST_BEGINNING = 262_144  # characters: one word of that length takes 22 MB
+WORD_MARK = "\u2581"  # begins a word in XLM-R's pieces; alone it stands for no letter of it
 BATCH_CHARACTERS = 32_768  # tokenised at once: their encodings take 4 MB, 36 where each is a token
+
+
+T = TypeVar("T")
+Span = tuple[int, int]  # code points of a text, [start, end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,33 @@ class TokenizedTexts:
     lengths: array[int]  # [n], expansion rows included
     expansion: array[int]  # [n]: how many of the last ids are expansion rows
     token_ids: array[int]  # [sum(lengths)]
+
+
+@dataclass(frozen=True, slots=True)
+class LocatedText:
+    """Which token of its text each scored row is."""
+
+    text: str
+    tokens: Sequence[str]  # by row; as the vocabulary writes them
+    offsets: Sequence[Span | None]  # by row; None: a special token, a marker or expansion
+    shift: int  # of the offsets: the length of the prefix
+
+    def span(self, row: int) -> Span | None:
+        """Where the row's token stands in the text, without the blanks around it, and with the marks that its last
+        letter carries, which a normalizer may have taken off; None: it stands for nothing of the text but blanks."""
+        offsets = self.offsets[row]
+        if offsets is None or self.tokens[row] == WORD_MARK:
+            return None
+        text, start, end = self.text, max(0, offsets[0] - self.shift), offsets[1] - self.shift
+        while start < end and text[start].isspace():
+            start += 1
+        while start < end and text[end - 1].isspace():
+            end -= 1
+        if start >= end:
+            return None
+        while end < len(text) and unicodedata.combining(text[end]):
+            end += 1
+        return start, end
 
 
 class StatelessTokenizer:
@@ -95,19 +132,57 @@ class StatelessTokenizer:
                     raise invalid(f"{name}: more than {limit} tokens, and truncation is false", name)
                 encoding.truncate(room)
             ids = self._complete(encoding, spec)
-            extra = max(0, spec.expansion_length - len(ids)) if spec.expansion != "none" else 0
+            extra = _num_expansion(spec, len(ids))
             token_ids.extend(ids)
             token_ids.extend([spec.expansion_token_id] * extra)
             lengths.append(len(ids) + extra)
             expansion.append(extra)
         return TokenizedTexts(lengths, expansion, token_ids)
 
-    def _beginnings(self, texts: Sequence[str], room: int) -> Iterator[Encoding]:
+    def locate(self, role: Role, texts: Sequence[str], limit: int) -> Iterator[LocatedText]:
+        """For each text the tokens of its scored rows, and where they stand in it.
+
+        Args:
+            limit: as for `encode`, which has taken these texts.
+        """
+        spec = self._specs[role]
+        room = limit - self.special_tokens(role)
+        prefixed = [spec.prefix + text for text in texts] if spec.prefix else texts
+        for text, encoding in zip(texts, self._beginnings(prefixed, room, has_offsets=True), strict=True):
+            encoding.truncate(room)
+            yield self._locate(text, self._tokenizer.post_process(encoding), spec)
+
+    def _locate(self, text: str, encoding: Encoding, spec: TextSpec) -> LocatedText:
+        """
+        Args:
+            encoding: of the prefix and the text, with its special tokens.
+        """
+        markers = [str(self._tokenizer.id_to_token(token_id)) for token_id in spec.marker_ids]
+        nowhere: list[Span | None] = [None] * len(markers)
+        offsets = [
+            None if is_special else place
+            for is_special, place in zip(encoding.special_tokens_mask, encoding.offsets, strict=True)
+        ]
+        ids = self._with_markers(encoding.ids, spec.marker_ids)
+        tokens = self._with_markers(encoding.tokens, markers)
+        offsets = self._with_markers(offsets, nowhere)
+        extra = _num_expansion(spec, len(ids))
+        ids += [spec.expansion_token_id] * extra
+        tokens += [str(self._tokenizer.id_to_token(spec.expansion_token_id))] * extra
+        offsets += [None] * extra
+        if spec.skip_token_ids:
+            skipped = frozenset(spec.skip_token_ids)
+            rows = [place for place, token_id in enumerate(ids) if token_id not in skipped]
+            tokens, offsets = [tokens[place] for place in rows], [offsets[place] for place in rows]
+        return LocatedText(text, tokens, offsets, len(spec.prefix))
+
+    def _beginnings(self, texts: Sequence[str], room: int, has_offsets: bool = False) -> Iterator[Encoding]:
         """For each text an encoding without special tokens: of all of it, or of more than its first `room` tokens."""
+        encode_batch = self._tokenizer.encode_batch if has_offsets else self._tokenizer.encode_batch_fast
         enough = _first_beginning(room)
         for start, end in _batches(texts, enough):
             batch = texts[start:end]
-            encodings = self._tokenizer.encode_batch_fast([text[:enough] for text in batch], add_special_tokens=False)
+            encodings = encode_batch([text[:enough] for text in batch], add_special_tokens=False)
             for text, encoding in zip(batch, encodings, strict=True):
                 is_enough = len(text) <= enough or _num_exact(encoding) > room
                 yield encoding if is_enough else self._longer_beginning(text, room)
@@ -123,10 +198,18 @@ class StatelessTokenizer:
 
     def _complete(self, encoding: Encoding, spec: TextSpec) -> list[int]:
         """Special tokens around the text, and the marker after the first of them."""
-        ids: list[int] = self._tokenizer.post_process(encoding).ids
-        if not spec.marker_ids:
-            return ids
-        return [*ids[:1], *spec.marker_ids, *ids[1:]] if self._num_specials else [*spec.marker_ids, *ids]
+        return self._with_markers(self._tokenizer.post_process(encoding).ids, spec.marker_ids)
+
+    def _with_markers(self, values: list[T], markers: Sequence[T]) -> list[T]:
+        """What belongs to each token, with what belongs to the markers where those stand."""
+        if not markers:
+            return values
+        return [*values[:1], *markers, *values[1:]] if self._num_specials else [*markers, *values]
+
+
+def _num_expansion(spec: TextSpec, length: int) -> int:
+    """How many expansion rows follow so many ids."""
+    return max(0, spec.expansion_length - length) if spec.expansion != "none" else 0
 
 
 def _first_beginning(room: int) -> int:

@@ -31,7 +31,7 @@ class DeviceTraits:
 TRAITS = {
     # about 7 ms of two cores; a call by itself costs 0.1 ms. 1.4 to 1.9 * 10**11 a second (docs/numbers.md), of which
     # gathering and reducing take 40 % beside a query of 32 rows
-    "cpu": DeviceTraits(batch_work=10**9, slice_work=25 * 10**7, read_rows=24, aligned_pair_work=10**6),
+    "cpu": DeviceTraits(batch_work=10**9, slice_work=25 * 10**7, read_rows=24, aligned_pair_work=3 * 10**6),
     "cuda": DeviceTraits(batch_work=4 * 10**11, slice_work=10**11, read_rows=0, aligned_pair_work=10**10),  # about 2 ms
 }
 

@@ -7,9 +7,11 @@ and Cohere's clients all read. A body in safetensors holds embeddings alone.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -22,7 +24,13 @@ from frontend.call import Call, GivenInput, admitted
 from frontend.dialect import Dialect, speak
 from frontend.embeddings_input import EmbeddingsPayload, decode_embeddings, from_numbers
 from frontend.errors import invalid
-from frontend.ranking import EmbeddingsInput, RankingResult
+from frontend.explanation import (
+    ExplanationRequest,
+    TokenMatch,
+    explanation_request,
+    relevant_spans,
+)
+from frontend.ranking import EmbeddingsInput, RankingResult, RankingTask, TextInput
 from frontend.routes.next_plaid import next_plaid_answer
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import (
@@ -42,6 +50,10 @@ from frontend.schemas import (
     text_of,
 )
 from frontend.turns import end_turn
+
+HAVE_SPANS = (Dialect.VLLM, Dialect.COHERE)  # answers with a place for relevant spans
+
+Result = TypeVar("Result", RankedDocument, TeiRank, InfinityDocument)
 
 _encoder = msgspec.json.Encoder()
 
@@ -74,20 +86,73 @@ async def rerank(request: Request) -> Response:
         fields = ("query", "texts" if dialect is Dialect.TEI else "documents")
         documents = await call.decode_embeddings(documents, fields[1])
         task = await call.make_task(_with_names(body), [query], documents, None, fields)
+        asked = explanation_request(body.explain, body.relevant_spans if dialect in HAVE_SPANS else None)
+        if asked is not None:
+            return await _explained(call, body, documents, task, asked, dialect)
         result = await call.score(task)
         ranked = _rank(call, body, documents, result)
         await end_turn(len(documents))
-        match dialect:
-            case Dialect.TEI:
-                answer: object = _tei_answer(ranked)
-            case Dialect.INFINITY:
-                answer = _infinity_answer(ranked)
-            case Dialect.NEXT_PLAID:
-                answer = next_plaid_answer(call, body, result)
-            case _:
-                answer = _answer(ranked, dialect)
+        answer = next_plaid_answer(call, body, result) if dialect is Dialect.NEXT_PLAID else _answer(ranked, dialect)
         await end_turn(len(documents))
         return Response(_encoder.encode(answer), 200, call.timing_headers(result), "application/json")
+
+
+async def _explained(
+    call: Call,
+    body: RerankBody,
+    documents: Sequence[GivenInput],
+    task: RankingTask,
+    asked: ExplanationRequest,
+    dialect: Dialect,
+) -> Response:
+    """The same, with what of an explanation is asked for.
+
+    Raises:
+        RequestFailed: it is too much, or the dialect has no place for it; names the field.
+    """
+    if dialect is Dialect.NEXT_PLAID:
+        raise invalid(f"{asked.field}: not in next-plaid's answers; send the query as others do", asked.field)
+
+    def shown(result: RankingResult) -> Sequence[int]:
+        order = _rank(call, body, documents, result).order
+        asked.check([result.query_rows[0]] * len(order))
+        return order
+
+    result = await call.score(replace(task, choose_aligned=shown))
+    ranked = _rank(call, body, documents, result)
+
+    def write(matches: Mapping[int, Sequence[TokenMatch]]) -> bytes:
+        answer = _answer(ranked, dialect)
+        more = (ranked, matches, asked, isinstance(task.queries[0], TextInput))
+        match answer:
+            case RerankAnswer():
+                _explain_results(answer.results, *more)
+            case InfinityAnswer():
+                _explain_results(answer.results, *more)
+            case _:
+                _explain_results(answer, *more)
+        return _encoder.encode(answer)
+
+    async with call.explained(task, result) as matches:
+        content = await asyncio.to_thread(write, matches)
+    return Response(content, 200, call.timing_headers(result), "application/json")
+
+
+def _explain_results(
+    results: list[Result],
+    ranked: _Ranked,
+    matches: Mapping[int, Sequence[TokenMatch]],
+    asked: ExplanationRequest,
+    is_query_text: bool,
+) -> None:
+    """Put into results what was asked for of their explanation."""
+    for place, result in enumerate(results):
+        own = matches.get(result.index, ())
+        fields: dict[str, object] = {"explanation": list(own)} if asked.matches else {}
+        text = ranked.text(result.index) if asked.spans is not None else None
+        if asked.spans is not None and text is not None:
+            fields["relevant_spans"] = relevant_spans(own, is_query_text, text, asked.spans)
+        results[place] = msgspec.structs.replace(result, **fields)
 
 
 def _asked(scope: Scope, call: Call) -> tuple[RerankBody, GivenInput, Sequence[GivenInput], Dialect]:
@@ -170,7 +235,18 @@ def _rank(call: Call, body: RerankBody, documents: Sequence[GivenInput], result:
 # --- the dialects -----------------------------------------------------------------------------------------------------
 
 
-def _answer(ranked: _Ranked, dialect: Dialect) -> RerankAnswer:
+def _answer(ranked: _Ranked, dialect: Dialect) -> RerankAnswer | InfinityAnswer | list[TeiRank]:
+    """Of all dialects but next-plaid's."""
+    match dialect:
+        case Dialect.TEI:
+            return _tei_answer(ranked)
+        case Dialect.INFINITY:
+            return _infinity_answer(ranked)
+        case _:
+            return _common_answer(ranked, dialect)
+
+
+def _common_answer(ranked: _Ranked, dialect: Dialect) -> RerankAnswer:
     """The one that vLLM's, Jina's and Cohere's clients read. Embeddings have no text to return: the key is left out."""
     is_v2 = dialect is Dialect.COHERE
     asked = ranked.body.return_documents

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 from starlette.requests import Request
@@ -12,6 +14,8 @@ from starlette.responses import Response
 from frontend.binary_body import decode_binary
 from frontend.call import Call, GivenInput, admitted
 from frontend.errors import invalid
+from frontend.explanation import TokenMatch, explanation_request
+from frontend.ranking import RankingResult
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import (
     PAIRS_OF_FIELDS,
@@ -36,18 +40,41 @@ async def score(request: Request) -> Response:
         if pairs is not None:
             queries = await call.decode_embeddings(queries, fields[0])
         documents = await call.decode_embeddings(documents, fields[1])
-        result = await call.score(await call.make_task(body, queries, documents, pairs, fields))
-        scores = convert_scores(result, pairs, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
-        tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
-        answer = ScoreAnswer(
-            id=f"score-{call.request_id}",
-            object="list",
-            created=int(time.time()),
-            model=call.api.model_names[0],
-            data=[ScoredPair(index, value) for index, value in enumerate(scores)],
-            usage=ScoreUsage(tokens, tokens),
-        )
-        return Response(_encoder.encode(answer), 200, call.timing_headers(result), "application/json")
+        task = await call.make_task(body, queries, documents, pairs, fields)
+        asked = explanation_request(body.explain)
+        if asked is None:
+            result = await call.score(task)
+            content = _encoder.encode(_answer(call, body, pairs, result))
+            return Response(content, 200, call.timing_headers(result), "application/json")
+
+        def all_pairs(result: RankingResult) -> Sequence[int]:
+            asked.check([result.query_rows[task.texts_of(pair)[0]] for pair in range(len(result.scores))])
+            return range(len(result.scores))
+
+        result = await call.score(replace(task, choose_aligned=all_pairs))
+
+        def write(matches: Mapping[int, Sequence[TokenMatch]]) -> bytes:
+            answer = _answer(call, body, pairs, result)
+            for place, pair in enumerate(answer.data):
+                answer.data[place] = msgspec.structs.replace(pair, explanation=list(matches.get(place, ())))
+            return _encoder.encode(answer)
+
+        async with call.explained(task, result) as matches:
+            content = await asyncio.to_thread(write, matches)
+        return Response(content, 200, call.timing_headers(result), "application/json")
+
+
+def _answer(call: Call, body: ScoreBody, pairs: Sequence[tuple[int, int]] | None, result: RankingResult) -> ScoreAnswer:
+    scores = convert_scores(result, pairs, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
+    tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
+    return ScoreAnswer(
+        id=f"score-{call.request_id}",
+        object="list",
+        created=int(time.time()),
+        model=call.api.model_names[0],
+        data=[ScoredPair(index, value) for index, value in enumerate(scores)],
+        usage=ScoreUsage(tokens, tokens),
+    )
 
 
 def _asked(call: Call) -> tuple[ScoreBody, Sequence[GivenInput], Sequence[GivenInput], tuple[str, str]]:

@@ -8,6 +8,7 @@ import math
 import struct
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import httpx
@@ -23,7 +24,15 @@ from frontend.app_config import AppConfig
 from frontend.embedding import EmbeddingResult, EmbeddingTask
 from frontend.encoding import EncodedText
 from frontend.metrics import Metrics
-from frontend.ranking import EmbeddingsInput, Input, RankingResult, RankingTask, TextInput, Timings
+from frontend.ranking import (
+    EmbeddingsInput,
+    Input,
+    PairAlignment,
+    RankingResult,
+    RankingTask,
+    TextInput,
+    Timings,
+)
 from frontend.tokenizer import StatelessTokenizer
 from ipc.messages import FloatDType, ModelSpec, Role, SelfCheck, TextSpec
 
@@ -53,14 +62,16 @@ SCORES = [0.0, 2.0, 0.0, 3.0]  # of DOCUMENTS, by WordRanker
 class WordRanker:
     """A ranker of a simple kind: each word of the query that the document has scores 1, equal texts 1 more.
 
-    Embeddings score their number of rows. Every query has 4 scored rows; a text has as many tokens as characters.
+    Embeddings score their number of rows. Every query has `rows` scored rows; a text has as many tokens as characters.
     """
 
-    def __init__(self, spec: ModelSpec | None = SPEC) -> None:
+    def __init__(self, spec: ModelSpec | None = SPEC, rows: int = 4) -> None:
         self.spec = spec
+        self.query_rows = rows
+        self.aligned: Sequence[int] = ()
         self.self_check = SELF_CHECK if spec is not None else None
         self.fingerprint = b"f" * 16 if spec is not None else None
-        self.tokenizer = StatelessTokenizer(SPEC, TOKENIZER_JSON) if spec is not None else None
+        self.tokenizer = StatelessTokenizer(spec, TOKENIZER_JSON) if spec is not None else None
         self.has_encoder = spec is not None
         self.is_ready = True
         self.tasks: list[RankingTask] = []
@@ -91,12 +102,35 @@ class WordRanker:
                 self.cancelled += 1
                 raise
         pairs = task.pairs if task.pairs is not None else [(0, i) for i in range(len(task.documents))]
-        return RankingResult(
+        result = RankingResult(
             scores=array("f", (score_of(task.queries[q], task.documents[d]) for q, d in pairs)),
-            query_rows=[4] * len(task.queries),
+            query_rows=[self.query_rows] * len(task.queries),
             query_prompt_tokens=[tokens_of(query) for query in task.queries],
             document_prompt_tokens=[tokens_of(document) for document in task.documents],
             timings=Timings(tokenize=0.001, score=0.002),
+            document_rows=[len(self.rows_of("document", document)) for document in task.documents],
+        )
+        if task.choose_aligned is None:
+            return result
+        self.aligned = chosen = task.choose_aligned(result)
+        alignments = {pair: self.align(task.queries[pairs[pair][0]], task.documents[pairs[pair][1]]) for pair in chosen}
+        return replace(result, alignments=alignments)
+
+    def rows_of(self, role: Role, text: Input) -> list[str]:
+        """The token of each row; of embeddings nobody knows them."""
+        if isinstance(text, EmbeddingsInput):
+            return ["?"] * (text.rows if role == "document" else self.query_rows)
+        assert self.tokenizer is not None
+        (located,) = self.tokenizer.locate(role, [text.text], 180)
+        return list(located.tokens)
+
+    def align(self, query: Input, document: Input) -> PairAlignment:
+        """A token matches the first one like it, with 1; others the first row of the document, with a quarter."""
+        there = self.rows_of("document", document)
+        tokens = self.rows_of("query", query)
+        rows = [there.index(token) if token in there else 0 for token in tokens]
+        return PairAlignment(
+            rows, [1.0 if there[row] == token else 0.25 for token, row in zip(tokens, rows, strict=True)]
         )
 
     async def embed(self, task: EmbeddingTask, write: Callable[[EmbeddingResult], T]) -> tuple[EmbeddingResult, T]:

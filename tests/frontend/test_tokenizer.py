@@ -25,7 +25,7 @@ from tokenizers import (
 
 from frontend import tokenizer as module
 from frontend.errors import RequestFailed
-from frontend.tokenizer import StatelessTokenizer, TokenizedTexts
+from frontend.tokenizer import LocatedText, StatelessTokenizer, TokenizedTexts
 from ipc.messages import ModelSpec, Role, TextSpec
 
 PROSE = (
@@ -239,6 +239,112 @@ def test_expansion_fills_up_behind_the_text(expansion: str, length: int, text: s
 def test_a_prefix_is_read_as_a_part_of_the_text(kind: str, text: str, limit: int) -> None:
     tokenizer = make(kind, document=TextSpec(max_length=512, prefix="the heart: "))
     assert encode(tokenizer, "document", [text], limit) == [reference(TOKENIZERS[kind], "the heart: " + text, limit)]
+
+
+def locate(tokenizer: StatelessTokenizer, role: Role, text: str, limit: int = 512) -> LocatedText:
+    (located,) = tokenizer.locate(role, [text], limit)
+    return located
+
+
+def spans_of(located: LocatedText) -> list[tuple[int, int] | None]:
+    return [located.span(row) for row in range(len(located.tokens))]
+
+
+def words_of(text: str, located: LocatedText) -> list[tuple[str, str | None]]:
+    """Each row's token, and what stands at its span."""
+    pieces = [text[span[0] : span[1]] if span is not None else None for span in spans_of(located)]
+    return list(zip(located.tokens, pieces, strict=True))
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(text=short_texts | long_texts, limit=st.integers(8, 60))
+def test_a_row_for_each_id_and_spans_within_the_text(kind: str, text: str, limit: int) -> None:
+    """Of ids that are not skipped: with markers, prefix, expansion, cut texts and anything that a text may hold."""
+    document = TextSpec(
+        512, [MARKER], "fixed", 20, MASK, prefix="the heart: ", skip_token_ids=[SPECIALS.index("[UNK]")]
+    )
+    tokenizer = make(kind, document=document)
+    ids = [token for token in encode(tokenizer, "document", [text], limit)[0] if token not in document.skip_token_ids]
+    located = locate(tokenizer, "document", text, limit)
+    raw = Tokenizer.from_buffer(TOKENIZERS[kind])
+    assert [raw.token_to_id(token) for token in located.tokens] == ids
+    for span in filter(None, spans_of(located)):
+        assert 0 <= span[0] < span[1] <= len(text)
+        assert text[span[0] : span[1]] == text[span[0] : span[1]].strip()
+    starts = [span[0] for span in spans_of(located) if span is not None]
+    assert starts == sorted(starts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        pytest.param(
+            "wordpiece",
+            "  The\r\nhearts, e\u0301 \U0001f419 ",
+            [
+                ("[Q] ", None),
+                ("the", "The"),
+                ("heart", "heart"),
+                ("##s", "s"),
+                (",", ","),
+                ("e", "e\u0301"),
+                ("[UNK]", "\U0001f419"),
+            ],
+            id="wordpiece",
+        ),
+        pytest.param(
+            "byte-level",
+            " t\r\n\u00e9 \U0001f419",
+            [
+                *(("[Q] ", None), ("\u0120", None), ("t", "t"), ("\u010d", None), ("\u010a", None)),
+                *(("\u00c3", "\u00e9"), ("\u00a9", "\u00e9"), ("\u0120", None)),
+                *((byte, "\U0001f419") for byte in "\u00f0\u0141\u0132\u013b"),
+            ],
+            id="byte-level-emoji-is-four-tokens-of-one-code-point",
+        ),
+        pytest.param(
+            "unigram",
+            "a\u7ae0\u9b5a  \ufb01 heart e\u0301",
+            [
+                *(("[Q] ", None), ("\u2581", None), ("a", "a"), ("\u7ae0\u9b5a", "\u7ae0\u9b5a"), ("\u2581", None)),
+                *(("fi", "\ufb01"), ("\u2581heart", "heart"), ("\u2581", None), ("\u00e9", "e\u0301")),
+            ],
+            id="unigram-composes-and-a-mark-of-a-word-stands-nowhere",
+        ),
+    ],
+)
+def test_a_span_is_of_the_text_as_it_was_sent(kind: str, text: str, expected: list[tuple[str, str | None]]) -> None:
+    found = words_of(text, locate(make(kind, document=MARKED), "document", text))
+    assert found == [("[CLS]", None), *expected, ("[SEP]", None)]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("prefix", ["", "the heart: ", "\U0001f419 é: "])
+def test_a_prefix_shifts_no_span_and_has_none(kind: str, prefix: str) -> None:
+    text = "heart the heart\u00e9"
+    located = locate(make(kind, document=TextSpec(512, [MARKER], prefix=prefix)), "document", text)
+    inside = [piece for _, piece in words_of(text, located) if piece is not None]
+    without_prefix = [piece for _, piece in words_of(text, locate(make(kind), "document", text)) if piece is not None]
+    assert "".join(inside) == "".join(without_prefix)
+    assert located.tokens[1] == "[Q] " and spans_of(located)[:2] == [None, None]
+
+
+def test_expansion_and_the_ends_of_a_cut_text_have_no_span() -> None:
+    query = TextSpec(8, [MARKER], "fixed", 8, MASK)
+    tokenizer = make("wordpiece", query=query)
+    assert words_of("the \u7ae0", locate(tokenizer, "query", "the \u7ae0", 8))[2:] == [
+        *(("the", "the"), ("[UNK]", "\u7ae0"), ("[SEP]", None)),
+        *[("[MASK]", None)] * 3,
+    ]
+    cut = "the " * 5000 + "heart"
+    assert words_of(cut, locate(tokenizer, "query", cut, 8))[2:] == [("the", "the")] * 5 + [("[SEP]", None)]
+
+
+def test_a_special_token_that_a_text_spells_stands_where_it_is_spelled() -> None:
+    text = "the [SEP] heart"
+    assert words_of(text, locate(make("wordpiece"), "document", text))[1:4] == [
+        *(("the", "the"), ("[SEP]", "[SEP]"), ("heart", "heart")),
+    ]
 
 
 def test_special_tokens_are_counted_per_role() -> None:
