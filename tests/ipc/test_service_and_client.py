@@ -12,6 +12,7 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import zmq
 from hypothesis import HealthCheck, given, settings
@@ -31,7 +32,7 @@ from ipc.messages import (
     Score,
     Scores,
 )
-from ipc.service import Cancelled, Description, Endpoint, Event, Gone, Request
+from ipc.service import MESSAGES_AT_ONCE, Cancelled, Description, Endpoint, Event, Gone, Request
 from ipc.sockets import bind_router, connect_dealer, make_run_directory, remove_run_directory
 
 Handler = Callable[[Endpoint, Event], None]
@@ -314,6 +315,33 @@ def test_garbage_on_the_real_socket_does_not_stop_the_service(seed: int) -> None
         context.term()
         service.stop()
         remove_run_directory(path)
+
+
+def test_a_client_that_never_stops_leaves_the_service_its_turns(address: str) -> None:
+    """E4: another message for each one that is taken, and yet `receive` comes to its end."""
+    endpoint = Endpoint(address, describe(), dict, time.monotonic)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = connect_dealer(context, address, b"i" * IDENTITY_BYTES)
+    poller = zmq.Poller()
+    poller.register(endpoint._socket, zmq.POLLIN)
+    socket.send_multipart(encode(Hello(1)))
+    for number in range(2):
+        message, writer = ask([b"d" * KEY_BYTES])
+        first = msgspec.structs.replace(message, epoch=endpoint.epoch, request_id=number)
+        socket.send_multipart(encode(first, writer.frames))
+    taken = 0
+    assert poller.poll(int(LIMIT * 1000))
+    for event in endpoint.receive():
+        assert isinstance(event, Request)
+        taken += 1
+        assert taken <= MESSAGES_AT_ONCE
+        next_one = msgspec.structs.replace(event.message, request_id=event.name[1] + 2)
+        socket.send_multipart(encode(next_one, writer.frames))
+        assert poller.poll(int(LIMIT * 1000))
+    assert taken
+    socket.close(0)
+    context.term()
+    endpoint.close()
 
 
 def test_short_identity_is_refused(address: str) -> None:
