@@ -16,10 +16,11 @@ from typing import Protocol
 import torch
 
 from ipc.arrays import ITEM_BYTES, FrameWriter, split_keys
-from ipc.messages import MAX_MESSAGE_BYTES, Encode, Encoded, ErrorCode, Role
+from ipc.messages import MAX_MESSAGE_BYTES, MAX_STRUCT_BYTES, Encode, Encoded, ErrorCode, Role
 from ipc.running import RequestName
 from ipc.service import Endpoint, Request
 
+MAX_ANSWER_BYTES = MAX_MESSAGE_BYTES - MAX_STRUCT_BYTES  # of embeddings; the rest is the message's own
 EXPIRY_INTERVAL = 0.05  # seconds between two looks at the deadlines
 COUNTERS = ("requests", "answered", "cancelled", "expired")
 
@@ -59,7 +60,7 @@ class EncodeRequests:
 
     Args:
         check: token ids -> what is wrong with a text, or None.
-        forgive: told the name of each request that was answered: it has killed nobody.
+        forgive: told the name of each request that has ended: it has killed nobody.
     """
 
     def __init__(
@@ -90,13 +91,13 @@ class EncodeRequests:
         """
         problem = self._problem_of_size(message)
         if problem is not None:
-            self._endpoint.fail(request.name, ErrorCode.INVALID_REQUEST, problem)
+            self._refuse(request.name, problem)
             return
         texts = _read_texts(request, message)
         for position, (_, token_ids, _) in enumerate(texts):
             problem = self._check(token_ids)
             if problem is not None:
-                self._endpoint.fail(request.name, ErrorCode.INVALID_REQUEST, problem, which=position)
+                self._refuse(request.name, problem, position)
                 return
         keys = [key for key, _, _ in texts]
         self._pending[request.name] = _Pending(request, message, keys, set(keys))
@@ -142,12 +143,16 @@ class EncodeRequests:
             self.counters["expired"] += 1
 
     def _problem_of_size(self, message: Encode) -> str | None:
-        """Before anything is queued: an answer that no message can carry is never made."""
+        """Before anything is queued: work for an answer that no message can carry is not done."""
         tokens = message.token_ids.shape[0]
         num_bytes = tokens * self._endpoint.dim * ITEM_BYTES[message.reply]
-        if num_bytes <= MAX_MESSAGE_BYTES:
+        if num_bytes <= MAX_ANSWER_BYTES:
             return None
-        return f"token_ids: {tokens} of them make {num_bytes} bytes of embeddings, at most {MAX_MESSAGE_BYTES}"
+        return f"token_ids: {tokens} of them make {num_bytes} bytes of embeddings, at most {MAX_ANSWER_BYTES}"
+
+    def _refuse(self, name: RequestName, problem: str, which: int | None = None) -> None:
+        self._forgive(name)
+        self._endpoint.fail(name, ErrorCode.INVALID_REQUEST, problem, which=which)
 
     def _fail(self, name: RequestName, code: ErrorCode, message: str) -> None:
         self._end(name)
@@ -157,11 +162,17 @@ class EncodeRequests:
         """The request leaves, whatever ended it."""
         del self._pending[name]
         self._queue.drop(name)
+        self._forgive(name)
 
     def _answer(self, name: RequestName, pending: _Pending) -> None:
         self._end(name)
         dtype = pending.message.reply
         texts = [pending.embeddings[key] for key in pending.keys]
+        num_bytes = sum(map(len, texts)) * self._endpoint.dim * ITEM_BYTES[dtype]
+        if num_bytes > MAX_ANSWER_BYTES:  # where a key named a longer text of somebody else's, or of another place
+            problem = f"keys: they name {num_bytes} bytes of embeddings, at most {MAX_ANSWER_BYTES}"
+            self._refuse(name, problem)
+            return
         embeddings = torch.cat(texts).to(_REPLY_DTYPES[dtype])
         writer = FrameWriter()
         message = Encoded(
@@ -171,7 +182,6 @@ class EncodeRequests:
             embeddings=writer.add(embeddings.view(torch.uint8).reshape(-1).numpy().data, dtype, list(embeddings.shape)),
             credits=self._endpoint.credits(),
         )
-        self._forgive(name)
         self.counters["answered"] += 1  # before the answer: who has it finds it counted
         self._endpoint.answer(name, message, writer.frames)
 

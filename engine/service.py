@@ -76,6 +76,7 @@ class EngineService:
             "requests_waiting": float(len(self._requests)),
             "malformed_messages": float(self._endpoint.malformed_messages),
             "dropped_clients": float(self._endpoint.dropped_clients),
+            "suspects": float(len(self._running)),
         }
 
     def _handle(self, event: Event) -> None:

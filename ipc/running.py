@@ -48,6 +48,10 @@ class RunningFile:
         if deaths > self.deaths(request):
             self._suspects[request] = deaths
 
+    def __len__(self) -> int:
+        """How many suspects there are."""
+        return len(self._suspects)
+
     @property
     def has_suspects(self) -> bool:
         return bool(self._suspects)

@@ -80,6 +80,11 @@ class HostedEncoder:
         """How many workers died while they encoded for this request."""
         return self._running.deaths(name)
 
+    @property
+    def num_suspects(self) -> int:
+        """Requests for which a worker was encoding when it died, and that have not ended."""
+        return len(self._running)
+
     def forgive(self, name: RequestName) -> None:
         self._running.forgive(name)
 

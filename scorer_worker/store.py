@@ -76,6 +76,7 @@ class StoreStatistics:
     """Counters since the start, and what lies in the store now."""
 
     entries: int
+    held_entries: int  # by jobs, or by the encoder
     used_rows: int  # of entries, without what rounding costs
     reserved_rows: int  # extents of entries
     retired_rows: int
@@ -221,6 +222,7 @@ class StoreDirectory:
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
             entries=len(self._entries),
+            held_entries=len(self._entries) - len(self._idle),
             used_rows=sum(entry.rows for entry in self._entries.values()),
             reserved_rows=sum(entry.extent for entry in self._entries.values()),
             retired_rows=sum(entry.extent for _, entry in self._retired),

@@ -7,6 +7,8 @@ encode queue what is encoded.
     W1  Every job that was read is answered once, or dropped because its client has gone or cancelled it.
     W2  A waiting job holds nothing; jobs get room in the order in which they came.
     W3  Entries are unpinned by whoever ends the job, whatever ended it.
+    W4  Whatever is done for a request, its name stands in the running file meanwhile, not only while it is scored: a
+        request that ends the worker as it is read, or as it gets room, is known to the next one too.
     W4  Pairs are aligned only for a job that wants it, in the batch that scores them, and that counts as this job's
         work: nobody waits longer for it than for scoring.
 """
@@ -106,6 +108,7 @@ class Worker:
             "jobs_waiting_for_room": float(len(self._waiting)),
             "malformed_messages": float(self._endpoint.malformed_messages),
             "dropped_clients": float(self._endpoint.dropped_clients),
+            "suspects": float(len(self._running) + (self._encoder.num_suspects if self._encoder is not None else 0)),
         }
         if self._encoder is not None:
             values |= self._encoder.statistics()
@@ -119,7 +122,9 @@ class Worker:
     def _handle(self, event: Event) -> None:
         match event:
             case Request():
+                self._running.write([event.name])  # W4
                 self._take(event)
+                self._running.clear()
             case Cancelled(name):
                 job = self._jobs.get(name)
                 if job is not None:
@@ -188,6 +193,7 @@ class Worker:
         return None
 
     def _refuse(self, request: Request, message: str, which: int | None = None) -> None:
+        self._forgive(request.name)
         self._endpoint.fail(request.name, ErrorCode.INVALID_REQUEST, message, which=which)
 
     def _drop_expired(self, now: float) -> None:
@@ -216,7 +222,10 @@ class Worker:
         """Give room to waiting jobs, in order, until one does not fit."""
         while self._waiting:
             job = next(iter(self._waiting.values()))
-            if not self._admit(job):
+            self._running.write([job.name])  # W4
+            is_admitted = self._admit(job)
+            self._running.clear()
+            if not is_admitted:
                 return
             self._waiting.pop(job.name, None)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.fault.sitecustomize import DEADLY_ROWS, DEADLY_TOKENS, Poisoner
+from tests.chaos.fault.sitecustomize import DEADLY_ROOM, DEADLY_ROWS, DEADLY_TOKENS, Poisoner
 from tests.chaos.processes import ENGINE, WORKER, restarts
 from tests.chaos.traffic import Traffic
 from tests.chaos.truth import DIM, QUERIES, TEXTS, Truth
@@ -20,6 +20,7 @@ SPECIAL_TOKENS = 2
 DEADLY_TO_ENCODE = " ".join(["word"] * (DEADLY_TOKENS - SPECIAL_TOKENS))
 DEADLY_TO_SCORE = " ".join(["word"] * (DEADLY_ROWS - SPECIAL_TOKENS))
 DEADLY_EMBEDDINGS = as_input(random_embeddings(DEADLY_ROWS, DIM, 13))
+DEADLY_TO_ADMIT = as_input(random_embeddings(DEADLY_ROOM, DIM, 14))
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,7 @@ def test_fault_is_not_in_the_process_of_the_tests() -> None:
     ("document", "module"),
     [
         pytest.param(DEADLY_EMBEDDINGS, WORKER, id="embeddings-kill-the-scorer"),
+        pytest.param(DEADLY_TO_ADMIT, WORKER, id="embeddings-kill-who-makes-room-for-them"),
         # the worker that has been started again misses every text, so the request comes back under other names
         pytest.param(DEADLY_TO_SCORE, WORKER, id="text-kills-the-scorer"),
         pytest.param(DEADLY_TO_ENCODE, ENGINE, id="text-kills-the-encoder"),

@@ -15,6 +15,8 @@ from ipc.errors import MalformedMessage
 from ipc.messages import (
     KEY_BYTES,
     MAX_ALIGNED_ROWS,
+    MAX_STRUCT_BYTES,
+    MAX_SUPPLIED,
     Alignment,
     ArrayRef,
     Cancel,
@@ -299,6 +301,40 @@ def test_supplied_embeddings_that_fit_are_taken() -> None:
     message, _ = decode_to_service(one_pair(supplied=rows_of()))
     assert isinstance(message, Score)
     assert num_pairs(message) == 1
+
+
+def test_a_score_supplies_no_more_parts_than_there_are_kinds_of_them() -> None:
+    """Each names up to 65,536 texts again, in frames that may be the same: what is made of them is not."""
+    message, _ = decode_to_service(one_pair(supplied=rows_of() * MAX_SUPPLIED))
+    assert isinstance(message, Score) and len(message.supplied) == MAX_SUPPLIED
+    with pytest.raises(MalformedMessage, match="frame 0"):
+        decode_to_service(one_pair(supplied=rows_of() * (MAX_SUPPLIED + 1)))
+
+
+def test_a_struct_has_a_limit_of_its_own() -> None:
+    """A message may have 64 MiB: as small values of a struct they would be many times that once they are decoded."""
+    fits = MAX_STRUCT_BYTES - len(as_parts(Hello(1, 2))[0]) - 8
+    assert decode_to_service(as_parts(Hello(1, 2, bytes(fits))))[0] == Hello(1, 2, bytes(fits))
+    with pytest.raises(MalformedMessage, match="frame 0: 1048"):
+        decode_to_service(as_parts(Hello(1, 2, bytes(fits + 16))))
+    with pytest.raises(MalformedMessage, match="frame 0: 1048"):
+        decode_to_client(as_parts(Failed(1, ErrorCode.INTERNAL, "x" * MAX_STRUCT_BYTES)))
+
+
+@pytest.mark.parametrize(
+    ("length", "extra", "is_fine"), [(3, 2, True), (3, 3, False), (3, 4, False), (0, 0, True), (0, 1, False)]
+)
+def test_expansion_leaves_an_id_of_the_text(length: int, extra: int, is_fine: bool) -> None:
+    """A text without any is a message: it is answered, with the text's place, by whoever would encode it."""
+    writer = FrameWriter()
+    keys = writer.add_keys([b"k" * KEY_BYTES])
+    ids = (writer.add_ints([length]), writer.add_ints([extra]), writer.add_ints([7] * length))
+    message = Encode(1, 2, CLIENT, 3, "query", keys, *ids)
+    if is_fine:
+        assert decode_to_service(as_parts(message, writer))[0] == message
+        return
+    with pytest.raises(MalformedMessage, match="expansion"):
+        decode_to_service(as_parts(message, writer))
 
 
 def test_message_for_the_other_direction_is_refused() -> None:

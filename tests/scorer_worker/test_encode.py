@@ -13,12 +13,13 @@ from typing import cast
 import pytest
 import torch
 
+from engine.encode_requests import MAX_ANSWER_BYTES
 from engine.encoder import EncodedTexts, Encoder
 from engine.packing import PackedTexts
 from ipc.arrays import ITEM_BYTES, FrameWriter
 from ipc.client import ServiceClient
 from ipc.errors import ServiceFailed
-from ipc.messages import KEY_BYTES, Encode, Encoded, ErrorCode, FloatDType, Score, Scores, SuppliedTokens
+from ipc.messages import KEY_BYTES, MAX_TEXTS, Encode, Encoded, ErrorCode, FloatDType, Score, Scores, SuppliedTokens
 from ipc.sockets import make_run_directory, remove_run_directory
 from tests.scorer_worker.running_worker import CLIENT, DIM, LIMIT, RunningWorker, worker_and_client
 
@@ -28,10 +29,11 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass
 class Gated:
-    """An encoder that waits to be let on. A row is the token's id, scaled; there is no memory for more than 20."""
+    """An encoder that waits to be let on. A row is the token's id, scaled; there is no memory for more than `room`."""
 
     device: torch.device = CPU
     dim: int = DIM
+    room: int = 20
     gate: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(1000))
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     batches: list[list[int]] = field(default_factory=list)
@@ -40,7 +42,7 @@ class Gated:
         return "token_ids: too large" if max(token_ids) > 999 else None
 
     def encode(self, texts: PackedTexts) -> EncodedTexts:
-        if len(texts.token_ids) > 20:
+        if len(texts.token_ids) > self.room:
             raise torch.OutOfMemoryError("out of memory")
         self.entered.release()
         assert self.gate.acquire(timeout=LIMIT)
@@ -220,5 +222,84 @@ def test_an_encode_that_was_running_in_two_dead_workers_is_answered_so(directory
                 await embeddings_of(client, {"a": [1]})
             assert failed.value.code is ErrorCode.WORKER_CRASHED
             assert len(await embeddings_of(client, {"a": [1]})) == 1
+
+    asyncio.run(test())
+
+
+def test_more_embeddings_than_a_message_holds_are_refused_before_they_are_made(directory: Path) -> None:
+    encoder = Gated()
+
+    async def test() -> None:
+        async with worker_and_client(directory, encoder=cast(Encoder, encoder)) as (worker, client):
+            most = MAX_ANSWER_BYTES // (4 * DIM)
+            with pytest.raises(ServiceFailed, match=f"token_ids: {most + 1} of them") as failed:
+                await embeddings_of(client, {"a": [1] * (most + 1)})
+            assert failed.value.code is ErrorCode.INVALID_REQUEST
+            assert encoder.batches == [] and encode_statistics(worker)["encode_requests"] == 0
+            assert len((await embeddings_of(client, {"a": [1]}))[0]) == 1
+
+    asyncio.run(test())
+
+
+def test_a_key_that_names_a_long_text_again_and_again_makes_no_answer_above_the_limit(directory: Path) -> None:
+    """Its second text has one id, but a key is encoded once: 65,536 times the first one's 40 rows are 80 MiB."""
+
+    async def test() -> None:
+        async with worker_and_client(directory, encoder=cast(Encoder, Gated(room=100))) as (worker, client):
+            writer = FrameWriter()
+            lengths = [40] + [1] * (MAX_TEXTS - 1)
+            message = Encode(
+                epoch=0,
+                request_id=0,
+                client=CLIENT,
+                budget_ms=0,
+                role="document",
+                keys=writer.add_keys([key_of("a")] * MAX_TEXTS),
+                lengths=writer.add_ints(lengths),
+                expansion=writer.add_ints([0] * MAX_TEXTS),
+                token_ids=writer.add_ints([1] * sum(lengths)),
+            )
+            with pytest.raises(ServiceFailed, match="keys: they name 83886080 bytes") as failed:
+                await client.request(message, writer.frames, asyncio.get_running_loop().time() + LIMIT)
+            assert failed.value.code is ErrorCode.INVALID_REQUEST
+            assert encode_statistics(worker)["encode_requests_waiting"] == 0
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("is_shorter", [True, False])
+def test_a_job_whose_key_names_another_text_that_is_being_encoded_gets_that_one(
+    directory: Path, is_shorter: bool
+) -> None:
+    """Against the rule that a key names one text. The entry has the rows of what comes, not those that the job said."""
+    encoder = Gated(gate=threading.Semaphore(0))
+    running, said = ([1, 2, 3, 4, 5], [9, 9]) if is_shorter else ([1, 2], [9, 9, 9, 9, 9])
+
+    async def test() -> None:
+        async with worker_and_client(directory, encoder=cast(Encoder, encoder)) as (worker, client):
+            by_value = asyncio.create_task(embeddings_of(client, {"a": running}))
+            await until_entered(encoder)
+            job = asyncio.create_task(score(client, {"q": [1], "a": said}))
+            await wait_for(worker, "jobs", 1)
+            encoder.gate.release(1000)
+            assert torch.equal((await by_value)[0], rows_of(array("i", running)))
+            expected = float((rows_of(array("i", [1])) @ rows_of(array("i", running)).T).max())
+            assert await job == pytest.approx([expected], rel=1e-5)
+            worker.directory.check_integrity()
+            assert worker.worker.statistics()["store_used_rows"] == 1 + len(running)
+
+    asyncio.run(test())
+
+
+def test_a_suspect_that_is_refused_is_forgotten(directory: Path) -> None:
+    async def test() -> None:
+        async with worker_and_client(directory, encoder=cast(Encoder, Gated())) as (worker, client):
+            await embeddings_of(client, {"a": [1]})
+            (identity,) = worker.worker._endpoint._peers
+            worker.worker._running._suspects[identity, client._next_request_id] = 1
+            assert worker.worker.statistics()["suspects"] == 1
+            with pytest.raises(ServiceFailed, match="too large"):
+                await embeddings_of(client, {"b": [1000]})
+            assert worker.worker.statistics()["suspects"] == 0
 
     asyncio.run(test())

@@ -301,6 +301,19 @@ def test_request_that_was_running_in_two_dead_workers_is_answered_so(directory: 
     run(test)
 
 
+def test_a_job_that_is_refused_leaves_no_suspect(directory: Path) -> None:
+    """It is what a request has become that was running in a worker that died; refused, it has ended."""
+
+    async def test() -> None:
+        async with worker_and_client(directory) as (worker, client):
+            message, writer = score_message([b"q", b"a"], 1, {0: [[1.0]], 1: [[1.0]]}, dim=1)
+            with pytest.raises(ServiceFailed, match="not 8 wide"):
+                await ask(client, msgspec.structs.replace(message, deaths=1), writer)
+            assert worker.worker.statistics()["suspects"] == 0
+
+    run(test)
+
+
 def test_encode_is_refused_by_a_worker_without_encoder(directory: Path) -> None:
     async def test() -> None:
         async with worker_and_client(directory) as (_, client):

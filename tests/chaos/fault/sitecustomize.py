@@ -1,8 +1,8 @@
 """A fault for tests: Python runs this at the start of every process whose PYTHONPATH names this folder.
 
-A scorer worker that scores a document of exactly DEADLY_ROWS rows, and an encoder that encodes a text of exactly
-DEADLY_TOKENS token ids, kill their process with SIGKILL: what a fault of a kernel or a driver does. The programs
-themselves have no such switch, so none can be left on.
+A scorer worker that scores a document of exactly DEADLY_ROWS rows or makes room for one of DEADLY_ROOM rows, and an
+encoder that encodes a text of exactly DEADLY_TOKENS token ids, kill their process with SIGKILL: what a fault of a
+kernel or a driver does. The programs themselves have no such switch, so none can be left on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 DEADLY_ROWS = 77
 DEADLY_TOKENS = 91
+DEADLY_ROOM = 83
 
 
 def die() -> None:
@@ -48,8 +49,21 @@ def poison_encoder(module: Any) -> None:
     module.Encoder.encode = encode_or_die
 
 
+def poison_store(module: Any) -> None:
+    """StoreDirectory.admit, with a fault."""
+    admit = module.StoreDirectory.admit
+
+    def admit_or_die(self: Any, resident: Sequence[Any], new: Sequence[Any]) -> Any:
+        if any(text.rows == DEADLY_ROOM for text in new):
+            die()
+        return admit(self, resident, new)
+
+    module.StoreDirectory.admit = admit_or_die
+
+
 FAULTS: dict[str, Callable[[Any], None]] = {
     "scorer_worker.scorer": poison_scorer,
+    "scorer_worker.store": poison_store,
     "engine.encoder": poison_encoder,
 }
 
