@@ -1,0 +1,126 @@
+"""Frames of any kind to the codec and to real services: nothing ends, nothing grows, all that is bad is counted.
+
+More of them: `make test ARGS="-m long tests/fuzz"`; a million, and the coverage-guided ones: tests/fuzz/README.md
+"""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ipc.codec import decode_to_service
+from ipc.errors import MalformedMessage
+from tests.end_to_end.running_server import wait_until
+from tests.engine.checkpoints import write_stanford
+from tests.fuzz.frames import World, is_malformed, make_case
+from tests.fuzz.services import VOCABULARY, Sender, Service, send_cases
+
+MODULES = ("scorer_worker", "engine")
+MOST_GROWTH = 16 * 2**20  # bytes of a process: what allocators keep
+PER_BYTE, AT_ONCE = 40, 2**16  # what decoding may allocate: for each byte of the message, and besides
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Service]]:
+    """Both, started side by side."""
+    model = write_stanford(tmp_path_factory.mktemp("fuzz") / "model")
+    running = {module: Service(module, model) for module in MODULES}
+    try:
+        for service in running.values():
+            service.wait_up()
+        yield running
+    finally:
+        codes = {module: service.stop() for module, service in running.items()}
+    assert set(codes.values()) == {0}, codes
+
+
+def decode(parts: list[memoryview]) -> None:
+    try:
+        decode_to_service(parts)
+    except MalformedMessage as error:
+        assert str(error)
+
+
+@settings(max_examples=400, derandomize=True, database=None)
+@given(st.randoms(use_true_random=False))
+def test_any_frames_are_a_message_or_malformed(choose: random.Random) -> None:
+    decode([memoryview(part) for part in make_case(choose, World())])
+
+
+def test_what_decoding_allocates_is_bounded_by_what_came() -> None:
+    check_allocations(seed=1, count=1500)
+
+
+@pytest.mark.long
+def test_what_decoding_allocates_is_bounded_by_what_came_in_many_more_cases() -> None:
+    check_allocations(seed=2, count=100_000)
+
+
+def check_allocations(seed: int, count: int) -> None:
+    choose, world = random.Random(seed), World(is_large=True)
+    tracemalloc.start()
+    try:
+        for _ in range(count):
+            parts = [memoryview(part) for part in make_case(choose, world)]
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            decode(parts)
+            allocated = tracemalloc.get_traced_memory()[1] - before
+            assert allocated <= PER_BYTE * sum(map(len, parts)) + AT_ONCE, bytes(parts[0][:1000])
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_bad_frame_is_counted_and_nothing_else_happens(services: dict[str, Service], module: str) -> None:
+    check_service(services[module], seed=3, count=1500)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("module", MODULES)
+def test_every_bad_frame_of_many_more_is_counted(services: dict[str, Service], module: str) -> None:
+    check_service(services[module], seed=4, count=100_000)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_grows_with_frames(services: dict[str, Service], module: str) -> None:
+    """Texts cannot be encoded here: what torch keeps for each shape of a batch is no frame's."""
+    service = services[module]
+    check_service(service, 5, 20_000, World(vocabulary=0))  # what allocators keep is there now
+    check_service(service, 6, 500, World(vocabulary=0, is_large=True))
+    before = service.memory(), service.descriptors()
+    check_service(service, 7, 100_000, World(vocabulary=0))
+    check_service(service, 8, 500, World(vocabulary=0, is_large=True))
+    assert service.memory() - before[0] <= MOST_GROWTH
+    assert service.descriptors() <= before[1]
+
+
+def check_service(service: Service, seed: int, count: int, world: World | None = None) -> None:
+    found = send_cases(service, world or World(vocabulary=VOCABULARY), seed, count)
+    assert service.process.poll() is None, service.log
+    assert found["malformed"] == found["counted"] > 0
+    assert found["malformed_answers"] == [] and found["answers"] > 0
+    nothing_is_held(service)
+
+
+def nothing_is_held(service: Service) -> None:
+    """Clients have gone, with everything that they asked for."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with Sender(context, service.address) as sender:
+        held = ("jobs", "jobs_waiting_for_room", "store_held_entries", "encode_requests_waiting", "requests_waiting")
+        names = [name for name in (*held, "suspects") if name in sender.statistics()]
+        assert "suspects" in names
+        wait_until(lambda: not any(sender.statistics()[name] for name in names))
+    context.term()
+
+
+def test_random_bytes_are_malformed() -> None:
+    choose = random.Random(0)
+    assert all(is_malformed([choose.randbytes(choose.randrange(1, 50))]) for _ in range(200))
