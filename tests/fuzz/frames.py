@@ -24,19 +24,32 @@ from ipc.messages import (
     MAX_MESSAGE_BYTES,
     MAX_STRUCT_BYTES,
     MAX_SUPPLIED,
+    Alignment,
     ArrayRef,
     Cancel,
+    Credits,
     DType,
     Encode,
+    Encoded,
+    ErrorCode,
+    Failed,
     FloatDType,
     Hello,
+    Limits,
     Message,
+    Missing,
+    ModelSpec,
+    Ready,
     Role,
     Score,
+    Scores,
+    SelfCheck,
+    Statistics,
     Stats,
     Supplied,
     SuppliedEmbeddings,
     SuppliedTokens,
+    TextSpec,
 )
 from ipc.sockets import MAX_FRAMES
 
@@ -119,7 +132,15 @@ class World:
 
 def make_case(choose: random.Random, world: World) -> list[bytes]:
     """The frames of one multipart message, without the sender's identity."""
-    message, writer = _right_message(choose, world)
+    return _changed(choose, world, *_right_message(choose, world))
+
+
+def make_answer(choose: random.Random, world: World) -> list[bytes]:
+    """The same of what a service says."""
+    return _changed(choose, world, *_right_answer(choose, world))
+
+
+def _changed(choose: random.Random, world: World, message: Message, writer: FrameWriter) -> list[bytes]:
     parts = [bytes(memoryview(part).cast("B")) for part in encode(message, writer.frames)]
     if choose.random() < 0.25:
         return parts
@@ -183,7 +204,9 @@ def _right_score(choose: random.Random, world: World, request_id: int) -> tuple[
         else:
             supplied.append(SuppliedTokens(choose.choice(ROLES), which, *_ids(choose, world, writer, count)))
     deaths = choose.choice((0, 0, 0, 0, 0, 1, 2))
-    return Score(*_envelope(choose, world, request_id), queries, documents, keys, pairs, supplied, deaths), writer
+    wants = choose.random() < 0.2
+    envelope = _envelope(choose, world, request_id)
+    return Score(*envelope, queries, documents, keys, pairs, supplied, deaths, wants), writer
 
 
 def _right_embeddings(
@@ -223,6 +246,38 @@ def _ids(choose: random.Random, world: World, writer: FrameWriter, count: int) -
     known = (0, 1, 7, most) if world.vocabulary else (most,)
     ids = [choose.choice(known) for _ in range(sum(lengths))]
     return writer.add_ints(lengths), writer.add_ints(expansion), writer.add_ints(ids)
+
+
+def _right_answer(choose: random.Random, world: World) -> tuple[Message, FrameWriter]:
+    writer, request_id, credits = FrameWriter(), choose.randrange(IDS), Credits(2**20, 1000)
+    texts, pairs = choose.randrange(1, 6), choose.randrange(1, 9)
+    match choose.randrange(6):
+        case 0:
+            text, tokenizer = TextSpec(32, [1, 2], "fixed", 32, 4, True, [5]), choose.randbytes(30)
+            spec = ModelSpec("m", world.dim, text, text)
+            frame = writer.add(tokenizer, "uint8", [len(tokenizer)])
+            limits = Limits(1000, MAX_MESSAGE_BYTES, 100, 16)
+            check = SelfCheck(3, 0.1, 0.2, "float32", "cpu", 0)
+            ready = Ready(1, world.epoch, bytes(16), world.dim, limits, credits, 7, True, "cpu", spec, frame, check)
+            return ready, writer
+        case 1:
+            return Missing(request_id, writer.add_ints(range(texts)), credits, 1), writer
+        case 2:
+            rows = [choose.randrange(5) for _ in range(texts)]
+            data = bytes(sum(rows) * world.dim * 4)
+            embeddings = writer.add(data, "float32", [sum(rows), world.dim])
+            return Encoded(request_id, writer.add_ints(rows), embeddings, credits), writer
+        case 3:
+            return Failed(request_id, choose.choice(list(ErrorCode)), "why", 100, choose.choice((None, 0, 3))), writer
+        case 4:
+            return Statistics(request_id, {"a": 1.0, "b": choose.random()}), writer
+        case _:
+            alignment = None
+            if choose.random() < 0.5:
+                alignment = Alignment(writer.add_ints([0] * pairs), writer.add(bytes(4 * pairs), "float32", [pairs]))
+            floats = writer.add(bytes(4 * pairs), "float32", [pairs])
+            ints = (writer.add_ints([1] * texts), writer.add_ints([1] * texts))
+            return Scores(request_id, floats, *ints, credits, 5, 6, alignment), writer
 
 
 # --- what is done to them -----------------------------------------------------------------------------------------

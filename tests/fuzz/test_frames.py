@@ -5,6 +5,7 @@ More of them: `make test ARGS="-m long tests/fuzz"`; a million, and the coverage
 
 from __future__ import annotations
 
+import contextlib
 import random
 import tracemalloc
 from collections.abc import Iterator
@@ -14,11 +15,11 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipc.codec import decode_to_service
+from ipc.codec import decode_to_client, decode_to_service
 from ipc.errors import MalformedMessage
 from tests.end_to_end.running_server import wait_until
 from tests.engine.checkpoints import write_stanford
-from tests.fuzz.frames import World, is_malformed, make_case
+from tests.fuzz.frames import World, is_malformed, make_answer, make_case
 from tests.fuzz.services import VOCABULARY, Sender, Service, send_cases
 
 MODULES = ("scorer_worker", "engine")
@@ -47,10 +48,12 @@ def decode(parts: list[memoryview]) -> None:
         assert str(error)
 
 
-@settings(max_examples=400, derandomize=True, database=None)
+@settings(max_examples=200, derandomize=True, database=None)
 @given(st.randoms(use_true_random=False))
 def test_any_frames_are_a_message_or_malformed(choose: random.Random) -> None:
     decode([memoryview(part) for part in make_case(choose, World())])
+    with contextlib.suppress(MalformedMessage):
+        decode_to_client([memoryview(part) for part in make_answer(choose, World())])
 
 
 def test_what_decoding_allocates_is_bounded_by_what_came() -> None:
