@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from frontend.errors import HttpError, RequestFailed, error_response
 from ipc.messages import CLIENT_BYTES
 
-PUBLIC_PATHS = frozenset({"/health", "/ping", "/live", "/ready"})
+PUBLIC_PATHS = frozenset({"/health", "/ping", "/live", "/ready", "/v1/health/live", "/v1/health/ready"})
 
 
 def digest_of(key: str) -> str:

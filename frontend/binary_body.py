@@ -72,7 +72,7 @@ def decode_binary(body: bytes, kind: type[Body]) -> tuple[Body, BinaryInputs]:
     try:
         decoded = msgspec.convert(options, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise explain(error, "__metadata__") from None
+        raise explain(error, "__metadata__", kind) from None
     left = dict(file.tensors)
     queries = _one_or_numbered(left, "query")
     documents = _packed(left) if "documents" in left else _one_or_numbered(left, "document")

@@ -73,7 +73,13 @@ class EmbeddingsBody(EmbeddingBody, frozen=True, kw_only=True):
     input: EmbeddingInput
     is_query: Annotated[bool | None, Meta(description="PyLate's; not together with input_type")] = None
     embedding_type: Annotated[
-        Literal["float", "base64"] | None, Meta(description="Jina's; base64: a string for each row")
+        Literal["float", "base64"]
+        | Annotated[list[Literal["float", "base64"]], Meta(min_length=1, max_length=1)]
+        | None,
+        Meta(description="Jina's, alone or in a list; base64: a string for each row"),
+    ] = None
+    return_multivector: Annotated[
+        bool | None, Meta(description="Jina's; not false: there is an embedding for each token, and none of the whole")
     ] = None
     encoding_format: Annotated[
         Literal["float", "base64"] | None, Meta(description="base64: Jina's old name of embedding_type")
@@ -225,6 +231,8 @@ def decode_pooling(body: bytes) -> PoolingBody:
 def decode_embeddings_body(body: bytes) -> EmbeddingsBody:
     """The same contract as `decode_pooling`."""
     decoded = decode_body(_embeddings, body)
+    if decoded.return_multivector is False:
+        raise invalid("return_multivector: false, this model has an embedding for each token", "return_multivector")
     if decoded.is_query is not None and decoded.input_type is not None:
         raise invalid("is_query: not together with input_type", "is_query")
     _check_special_tokens(decoded.add_special_tokens)

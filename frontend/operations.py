@@ -21,6 +21,7 @@ from frontend.embedding_schemas import (
 )
 from frontend.openapi import Operation
 from frontend.routes import documentation, embeddings, status
+from frontend.routes.mixedbread import reranking
 from frontend.routes.next_plaid import rerank_with_encoding
 from frontend.routes.nim import ranking
 from frontend.routes.rerank import rerank
@@ -36,15 +37,24 @@ from frontend.routes.tokenize import (
 )
 from frontend.schemas import (
     InfinityAnswer,
+    MixedbreadAnswer,
     NimAnswer,
     RankingBody,
     RerankAnswer,
     RerankBody,
+    RerankingBody,
     ScoreAnswer,
     ScoreBody,
     TeiRank,
 )
-from frontend.status_schemas import InfinityModelList, ModelList, TeiInfo, Version
+from frontend.status_schemas import (
+    InfinityModelList,
+    ModelList,
+    NimHealth,
+    ServerLoad,
+    TeiInfo,
+    Version,
+)
 
 _TENSORS = tuple(sorted(MEDIA_TYPES))
 _RERANK_EXAMPLE = {"query": "how many hearts does an octopus have", "documents": ["Three.", "Paris is in France."]}
@@ -90,6 +100,15 @@ OPERATIONS = (
         body=RankingBody,
         answers=(NimAnswer,),
         example={"query": {"text": "how many hearts"}, "passages": [{"text": "Three."}, {"text": "Paris."}]},
+    ),
+    Operation(
+        ("/v1/reranking",),
+        reranking,
+        "Rerank documents (mixedbread)",
+        "POST",
+        body=RerankingBody,
+        answers=(MixedbreadAnswer,),
+        example={"query": "how many hearts", "input": ["Three.", "Paris."], "top_k": 1, "return_input": True},
     ),
     Operation(
         ("/rerank_with_encoding",),
@@ -174,10 +193,15 @@ OPERATIONS = (
     Operation(("/models",), status.infinity_models, "Models (Infinity)", answers=(InfinityModelList,)),
     Operation(("/info",), status.tei_info, "The server (TEI)", answers=(TeiInfo,)),
     Operation(("/version",), status.version, "Version", answers=(Version,)),
-    Operation(("/metrics",), status.metrics, "Metrics", answer_media=(CONTENT_TYPE_LATEST.partition(";")[0],)),
+    Operation(("/load",), status.load, "Requests in flight (vLLM)", answers=(ServerLoad,)),
+    Operation(
+        ("/metrics", "/v1/metrics"), status.metrics, "Metrics", answer_media=(CONTENT_TYPE_LATEST.partition(";")[0],)
+    ),
     Operation(("/health", "/ping"), status.health, "Whether requests can be answered", is_probe=True),
     Operation(("/live",), status.live, "Whether this process answers", is_probe=True),
     Operation(("/ready",), status.ready, "Whether to send requests here", is_probe=True),
+    Operation(("/v1/health/live",), status.nim_live, "As /live (NIM)", answers=(NimHealth,), is_probe=True),
+    Operation(("/v1/health/ready",), status.nim_ready, "As /ready (NIM)", answers=(NimHealth,), is_probe=True),
     Operation(("/openapi.json",), documentation.openapi, "OpenAPI 3.1", answer_media=("application/json",)),
     Operation(("/docs",), documentation.docs, "This page", answer_media=("text/html",)),
 )

@@ -1,7 +1,7 @@
 """The bodies of rerank and score requests, and of their answers.
 
 Requests are the superset of what vLLM's, Cohere's and Jina's clients send: unknown fields are ignored (among them
-`user`, `priority`, `request_id`, `instruction`, `rank_fields` and `max_chunks_per_doc`), every optional field may be
+`user`, `priority`, `request_id`, `instruction` and `max_chunks_per_doc`), every optional field may be
 null. Answers are the one shape that all of these clients parse: no `object` in rerank answers, and a `document` is left
 out rather than null.
 
@@ -67,6 +67,7 @@ class CommonBody(msgspec.Struct, frozen=True, kw_only=True):
         TokensOrOwn | None, Meta(description="Longest text, in tokens; -1: the model's own length")
     ] = None
     truncation: Annotated[bool | None, Meta(description="false: a text that is too long is a 400")] = None
+    truncation_side: Annotated[Literal["right"] | None, Meta(description="vLLM's")] = None
     score_mode: Annotated[
         ScoreMode | None,
         Meta(
@@ -95,6 +96,13 @@ class RerankBody(CommonBody, frozen=True, kw_only=True):
     top_n: Annotated[
         Annotated[int, Meta(ge=0)] | None, Meta(description="At most so many results; 0, or more than there are: all")
     ] = None
+    top_k: Annotated[
+        Annotated[int, Meta(ge=0)] | UnsetType | None,
+        Meta(description="Voyage's top_n. Where it is there, null too, the answer has Voyage's `data` as well"),
+    ] = UNSET
+    rank_fields: Annotated[
+        list[Literal["text"]] | None, Meta(description="Cohere v1's: only the text of a document is ranked")
+    ] = None
     return_documents: Annotated[
         bool | None, Meta(description="Whether results carry their document; null: not on /v2, else yes")
     ] = None
@@ -115,6 +123,7 @@ class Passage(msgspec.Struct, frozen=True):
     """NIM's query or passage."""
 
     text: str
+    image: Annotated[None, Meta(description="Only text can be scored")] = None
 
 
 class RankingBody(CommonBody, frozen=True, kw_only=True):
@@ -125,6 +134,16 @@ class RankingBody(CommonBody, frozen=True, kw_only=True):
     truncate: Annotated[
         Literal["NONE", "END"] | None, Meta(description="NONE: a text that is too long is a 400; null: END")
     ] = None
+
+
+class RerankingBody(CommonBody, frozen=True, kw_only=True):
+    """POST /v1/reranking: mixedbread's."""
+
+    query: str
+    input: list[InputBody]
+    top_k: Annotated[Annotated[int, Meta(ge=0)] | None, Meta(description="0 or null: all")] = None
+    rank_fields: Annotated[list[Literal["text"]] | None, Meta(description="Only the text is ranked")] = None
+    return_input: Annotated[bool | None, Meta(description="null: no")] = None
 
 
 class ScoreBody(CommonBody, frozen=True, kw_only=True):
@@ -192,9 +211,14 @@ class RerankMeta(msgspec.Struct, frozen=True):
     billed_units: BilledUnits = BilledUnits()
 
 
+class VoyageRank(msgspec.Struct, frozen=True):
+    index: int
+    relevance_score: float
+
+
 class RerankAnswer(msgspec.Struct, frozen=True):
     """Best first. `document`, `explanation` and `relevant_spans` are left out where they were not asked for, and the
-    first and the last where the document is embeddings."""
+    first and the last where the document is embeddings. `data` is Voyage's."""
 
     id: str
     model: str
@@ -202,6 +226,7 @@ class RerankAnswer(msgspec.Struct, frozen=True):
     usage: Usage
     results: list[RankedDocument]
     meta: RerankMeta
+    data: list[VoyageRank] | UnsetType = UNSET
 
 
 class TeiRank(msgspec.Struct, frozen=True):
@@ -245,6 +270,24 @@ class NimAnswer(msgspec.Struct, frozen=True):
     usage: Usage
 
 
+class MixedbreadRank(msgspec.Struct, frozen=True):
+    index: int
+    score: float
+    input: str | UnsetType = UNSET
+    object: str = "rank_result"
+
+
+class MixedbreadAnswer(msgspec.Struct, frozen=True):
+    """mixedbread's, best first."""
+
+    model: str
+    usage: Usage
+    data: list[MixedbreadRank]
+    top_k: int
+    return_input: bool
+    object: str = "list"
+
+
 class ScoredPair(msgspec.Struct, frozen=True):
     index: int
     score: float
@@ -263,11 +306,12 @@ class ScoreAnswer(msgspec.Struct, frozen=True):
     usage: ScoreUsage
 
 
-Body = TypeVar("Body", RerankBody, ScoreBody, RankingBody)
+Body = TypeVar("Body", RerankBody, ScoreBody, RankingBody, RerankingBody)
 
 _rerank = msgspec.json.Decoder(RerankBody)
 _score = msgspec.json.Decoder(ScoreBody)
 _ranking = msgspec.json.Decoder(RankingBody)
+_reranking = msgspec.json.Decoder(RerankingBody)
 
 
 def decode_rerank(body: bytes) -> RerankBody:
@@ -290,6 +334,11 @@ def decode_score(body: bytes) -> ScoreBody:
 def decode_ranking(body: bytes) -> RankingBody:
     """The request of NIM's ranking body; the same contract as `decode_rerank`."""
     return _decode(_ranking, body)
+
+
+def decode_reranking(body: bytes) -> RerankingBody:
+    """The request of mixedbread's reranking body; the same contract as `decode_rerank`."""
+    return _decode(_reranking, body)
 
 
 def _decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:

@@ -12,6 +12,26 @@ class Version(msgspec.Struct, frozen=True):
     version: str
 
 
+class ServerLoad(msgspec.Struct, frozen=True):
+    """vLLM's."""
+
+    server_load: int
+
+
+class InfinityHealth(msgspec.Struct, frozen=True):
+    """Infinity's: the time."""
+
+    unix: float
+
+
+class NimHealth(msgspec.Struct, frozen=True):
+    """NIM's."""
+
+    status: str
+    message: str
+    object: str = "health.response"
+
+
 class Permission(msgspec.Struct, frozen=True, kw_only=True):
     """vLLM's and OpenAI's; means nothing here."""
 

@@ -35,13 +35,15 @@ from frontend.embedding_schemas import (
     decode_encode,
     decode_pooling,
 )
-from frontend.errors import invalid
+from frontend.errors import RequestFailed, invalid
+from frontend.json_body import sent_fields
 from frontend.routes.rerank import check_direction
 from frontend.schemas import ScoreUsage, Usage
 from ipc.messages import Role
 
 _encoder = msgspec.json.Encoder()
 JSON = "application/json"
+_JINA_FIELDS = ("input_type", "embedding_type", "return_multivector")  # whoever sends one reads `embeddings`
 
 
 async def pooling(request: Request) -> Response:
@@ -62,10 +64,19 @@ async def pooling(request: Request) -> Response:
 
 
 async def embeddings(request: Request) -> Response:
-    """vLLM's and PyLate's `embedding`; with `input_type` or `embedding_type` Jina's `embeddings`."""
+    """vLLM's and PyLate's `embedding`; with one of Jina's `input_type`, `embedding_type` and `return_multivector` its
+    `embeddings`.
+    """
     async with admitted(request) as call:
-        body = decode_embeddings_body(call.take_body())
-        if body.input_type is not None or body.embedding_type is not None:
+        sent = call.take_body()
+        try:
+            body = decode_embeddings_body(sent)
+        except RequestFailed:
+            if sent_fields(sent, *_JINA_FIELDS):
+                speak(request.scope, Dialect.JINA)
+            raise
+        del sent
+        if any(getattr(body, field) is not None for field in _JINA_FIELDS):
             speak(request.scope, Dialect.JINA)
             return await _jina(call, body)
         if body.encoding_format == "base64":
@@ -126,7 +137,8 @@ async def _jina(call: Call, body: EmbeddingsBody) -> Response:
     _check(call, body)
     role: Role = body.input_type or ("query" if body.is_query else "document")
     task = call.make_embedding_task(body, role, inputs, "input")
-    in_base64 = (body.embedding_type or body.encoding_format) == "base64"
+    kind = body.embedding_type[0] if isinstance(body.embedding_type, list) else body.embedding_type
+    in_base64 = (kind or body.encoding_format) == "base64"
     _, answer = await call.embed(task, lambda result: _jina_answer(call, result, in_base64))
     return Response(answer, 200, media_type=JSON)
 

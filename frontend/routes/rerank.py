@@ -23,13 +23,14 @@ from frontend.binary_body import decode_binary
 from frontend.call import Call, GivenInput, admitted
 from frontend.dialect import Dialect, speak
 from frontend.embeddings_input import EmbeddingsPayload, decode_embeddings, from_numbers
-from frontend.errors import invalid
+from frontend.errors import RequestFailed, invalid
 from frontend.explanation import (
     ExplanationRequest,
     TokenMatch,
     explanation_request,
     relevant_spans,
 )
+from frontend.json_body import sent_fields
 from frontend.ranking import EmbeddingsInput, RankingResult, RankingTask, TextInput
 from frontend.routes.next_plaid import next_plaid_answer
 from frontend.routes.score_modes import convert_scores
@@ -45,6 +46,7 @@ from frontend.schemas import (
     RerankMeta,
     TeiRank,
     Usage,
+    VoyageRank,
     as_list,
     decode_rerank,
     text_of,
@@ -166,9 +168,25 @@ def _asked(scope: Scope, call: Call) -> tuple[RerankBody, GivenInput, Sequence[G
         if len(inputs.queries) != 1:
             raise invalid(f"query: {len(inputs.queries)} tensors, expected 1", "query")
         return body, inputs.queries[0], inputs.documents, _dialect(scope, body, call.api.config.dialect)
-    body = decode_rerank(call.take_body())
+    sent = call.take_body()
+    try:
+        body = decode_rerank(sent)
+    except RequestFailed:
+        _speak_as_keys_say(scope, sent)
+        raise
     dialect = _dialect(scope, body, call.api.config.dialect)
     return body, _query(body), _documents(body, dialect), dialect
+
+
+def _speak_as_keys_say(scope: Scope, sent: bytes) -> None:
+    """Of a body that could not be decoded: in whose words to say so."""
+    fields = sent_fields(sent, "documents", "texts", "query", "query_b64")
+    if scope["path"].startswith("/v2/"):
+        return
+    if "texts" in fields and "documents" not in fields:
+        speak(scope, Dialect.TEI)
+    elif "query_b64" in fields or bytes(memoryview(fields.get("query", b""))[:1]) == b"[":
+        speak(scope, Dialect.NEXT_PLAID)
 
 
 def _query(body: RerankBody) -> GivenInput:
@@ -227,7 +245,8 @@ def _rank(call: Call, body: RerankBody, documents: Sequence[GivenInput], result:
     mode = body.score_mode or ("raw" if body.raw_scores else call.api.config.score_mode)
     scores = convert_scores(result, None, mode, call.api.ranker.spec)
     # Equal scores stay in the order of the input: a reversed sort is stable too.
-    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: body.top_n or None]
+    most = body.top_n or body.top_k or None
+    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:most]
     tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
     return _Ranked(body, documents, scores, order, tokens, call.api.model_names[0], call.request_id)
 
@@ -263,6 +282,9 @@ def _common_answer(ranked: _Ranked, dialect: Dialect) -> RerankAnswer:
         usage=Usage(ranked.tokens, ranked.tokens),
         results=[RankedDocument(index, ranked.scores[index], document(index)) for index in ranked.order],
         meta=RerankMeta(ApiVersion("2" if is_v2 else "1"), InputTokens(ranked.tokens)),
+        data=UNSET
+        if ranked.body.top_k is UNSET
+        else [VoyageRank(index, ranked.scores[index]) for index in ranked.order],
     )
 
 

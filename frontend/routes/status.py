@@ -1,4 +1,6 @@
-"""GET /health /ping /live /ready /version /metrics /v1/models: what the server is, and how it is."""
+"""GET /health, /live, /ready, /version, /metrics, /v1/models and others' words for them: what the server is, and how it
+is.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,14 @@ from frontend.call import api_of
 from frontend.errors import RequestFailed, error_response
 from frontend.status_schemas import (
     CheckResult,
+    InfinityHealth,
     InfinityModel,
     InfinityModelList,
     Model,
     ModelList,
+    NimHealth,
     Permission,
+    ServerLoad,
     TeiInfo,
     TeiModelType,
     TeiReranker,
@@ -35,8 +40,13 @@ async def live(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """200 while requests can be answered, 503 while worker or engine are away (as vLLM's)."""
-    return _probe(request, api_of(request).ranker.is_ready, "the worker or the encoder is away")
+    """200 while requests can be answered, 503 while worker or engine are away (as vLLM's). Infinity's clients, under
+    --dialect infinity, find the time in it.
+    """
+    api = api_of(request)
+    if api.config.dialect == "infinity" and api.ranker.is_ready:
+        return _json(InfinityHealth(time.time()))
+    return _probe(request, api.ranker.is_ready, "the worker or the encoder is away")
 
 
 async def ready(request: Request) -> Response:
@@ -45,6 +55,22 @@ async def ready(request: Request) -> Response:
     if api.is_draining():
         return _probe(request, False, "stopping")
     return _probe(request, api.ranker.is_ready, "the worker or the encoder is not there yet")
+
+
+async def nim_live(request: Request) -> Response:
+    """NIM's /live."""
+    return _json(NimHealth("live", "Service is live."))
+
+
+async def nim_ready(request: Request) -> Response:
+    """NIM's /ready."""
+    answer = await ready(request)
+    return _json(NimHealth("ready", "Service is ready.")) if answer.status_code == 200 else answer
+
+
+async def load(request: Request) -> Response:
+    """vLLM's: how many requests this API server has let in that have not ended."""
+    return _json(ServerLoad(api_of(request).admission.outstanding))
 
 
 async def version(request: Request) -> Response:

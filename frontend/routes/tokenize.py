@@ -14,8 +14,8 @@ from starlette.responses import Response
 
 from frontend.call import Call, admitted
 from frontend.dialect import Dialect, speak
-from frontend.errors import invalid
-from frontend.json_body import decode_body
+from frontend.errors import RequestFailed, invalid
+from frontend.json_body import decode_body, sent_fields
 from frontend.tokenizer import StatelessTokenizer
 from ipc.errors import ServiceFailed
 from ipc.messages import ErrorCode
@@ -73,7 +73,13 @@ _detokenize = msgspec.json.Decoder(DetokenizeBody)
 async def tokenize(request: Request) -> Response:
     """One text, or with `inputs` TEI's list of lists."""
     async with admitted(request) as call:
-        body = decode_body(_tokenize, call.take_body())
+        sent = call.take_body()
+        try:
+            body = decode_body(_tokenize, sent)
+        except RequestFailed:
+            if set(sent_fields(sent, "inputs", "prompt")) == {"inputs"}:
+                speak(request.scope, Dialect.TEI)
+            raise
         call.check_model(body.model)
         tokenizer = _tokenizer_of(call)
         specials = body.add_special_tokens is not False

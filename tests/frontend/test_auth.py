@@ -84,7 +84,7 @@ def test_probes_need_no_key(path: str) -> None:
 
 
 def test_the_probes_are_these() -> None:
-    assert {"/health", "/ping", "/live", "/ready"} == PUBLIC_PATHS
+    assert {"/health", "/ping", "/live", "/ready", "/v1/health/live", "/v1/health/ready"} == PUBLIC_PATHS
 
 
 @pytest.mark.parametrize(

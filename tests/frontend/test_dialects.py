@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from frontend.auth import digest_of
 from tests.frontend.surface import DOCUMENTS, QUERY, SCORES, Surface
 
 BEST_FIRST = [3, 1, 0, 2]  # of SCORES; equal ones in the order of the input
@@ -108,3 +109,121 @@ def test_tei_s_info_names_a_reranker() -> None:
 def test_infinity_s_models_can_rerank() -> None:
     (model,) = Surface().request("GET", "/models").json()["data"]
     assert (model["id"], model["capabilities"]) == ("the-model", ["rerank"])
+
+
+# --- errors of bodies that could not be decoded -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "keys"),
+    [
+        pytest.param("/rerank", {"query": QUERY, "texts": [1]}, {"error", "error_type"}, id="tei"),
+        pytest.param("/v2/rerank", {"query": QUERY, "texts": [1]}, {"message", "id"}, id="cohere-with-texts"),
+        pytest.param("/rerank", {"query": [["a"]], "documents": []}, {"code", "message"}, id="next-plaid"),
+        pytest.param("/rerank", {"query_b64": 1, "documents": []}, {"code", "message"}, id="next-plaid-base64"),
+        pytest.param("/rerank", {"query": QUERY, "documents": 1}, {"error", "detail", "message"}, id="vllm"),
+        pytest.param(
+            "/v1/embeddings", {"input": 1, "input_type": "query"}, {"detail", "code", "request_id"}, id="jina"
+        ),
+        pytest.param(
+            "/v1/embeddings", {"input": "a", "embedding_type": "binary"}, {"detail", "code", "request_id"}, id="binary"
+        ),
+        pytest.param("/v1/embeddings", {"input": 1}, {"error", "detail", "message"}, id="vllm-embeddings"),
+        pytest.param("/tokenize", {"inputs": [1]}, {"error", "error_type"}, id="tei-tokenize"),
+        pytest.param("/tokenize", {"prompt": 1}, {"error", "detail", "message"}, id="vllm-tokenize"),
+    ],
+)
+def test_a_wrong_body_is_refused_in_the_words_of_who_sent_it(path: str, body: dict[str, Any], keys: set[str]) -> None:
+    response = Surface().post(path, body)
+    assert (response.status_code, set(response.json())) == (400, keys)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "rule"),
+    [
+        ("/rerank", {"query": "q", "documents": ["d"], "score_mode": "x"}, "expected raw, mean or unit"),
+        ("/rerank", {"query": "q", "documents": ["d"], "truncation_side": "left"}, "expected right"),
+        ("/v1/rerank", {"query": "q", "documents": ["d"], "rank_fields": ["title"]}, "expected text"),
+        ("/pooling", {"input": "a", "embed_dtype": "fp8_e4m3"}, "float16, bfloat16"),
+        ("/pooling", {"input": "a", "encoding_format": "x"}, "expected float, base64, bytes or bytes_only"),
+        ("/v1/embeddings", {"input": "a", "encoding_format": "x"}, "expected float or base64"),
+        ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": "a"}], "truncate": "x"}, "expected NONE or END"),
+        ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": "a", "image": "x"}]}, "passages[0].image"),
+    ],
+)
+def test_what_a_field_may_be_is_said(path: str, body: dict[str, Any], rule: str) -> None:
+    response = Surface().post(path, body)
+    assert response.status_code == 400 and rule in response.json()["message"]
+
+
+def test_an_error_echoes_little_of_the_input() -> None:
+    response = Surface().post("/pooling", {"input": "a", "encoding_format": "A" * 5000})
+    assert response.status_code == 400 and response.json()["message"].count("A") <= 200
+    assert "expected float, base64, bytes or bytes_only" in response.json()["message"]
+
+
+# --- others -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top_k", [2, None])
+def test_voyage_finds_data(top_k: int | None) -> None:
+    body = {"query": QUERY, "documents": DOCUMENTS, "model": "rerank-2", "top_k": top_k, "truncation": True}
+    answer = Surface().post("/v1/rerank", body).json()
+    assert answer["data"] == [{"index": i, "relevance_score": SCORES[i]} for i in BEST_FIRST[:top_k]]
+    assert [result["index"] for result in answer["results"]] == BEST_FIRST[:top_k]
+    assert answer["usage"]["total_tokens"] > 0
+    assert "data" not in Surface().post("/v1/rerank", {"query": QUERY, "documents": DOCUMENTS}).json()
+
+
+def test_mixedbread_finds_data_with_inputs_if_asked() -> None:
+    body = {"model": "m", "query": QUERY, "input": [*DOCUMENTS[:3], {"text": DOCUMENTS[3]}], "rank_fields": None}
+    answer = Surface().post("/v1/reranking", body).json()
+    assert answer["data"] == [{"index": i, "score": SCORES[i], "object": "rank_result"} for i in BEST_FIRST]
+    assert (answer["object"], answer["top_k"], answer["return_input"]) == ("list", 4, False)
+    answer = Surface().post("/v1/reranking", {**body, "top_k": 2, "return_input": True}).json()
+    assert [each["input"] for each in answer["data"]] == [DOCUMENTS[i] for i in BEST_FIRST[:2]]
+    assert (answer["top_k"], answer["return_input"]) == (2, True)
+    wrong = Surface().post("/v1/reranking", {"query": QUERY, "input": [{}]})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "input[0]")
+
+
+def test_nim_s_probes_need_no_key_and_its_metrics_do() -> None:
+    surface = Surface(api_key_digests=(digest_of("key"),))
+    live = surface.request("GET", "/v1/health/live")
+    assert live.json() == {"object": "health.response", "message": "Service is live.", "status": "live"}
+    ready = surface.request("GET", "/v1/health/ready")
+    assert ready.json() == {"object": "health.response", "message": "Service is ready.", "status": "ready"}
+    surface.ranker.is_ready = False
+    assert surface.request("GET", "/v1/health/ready").status_code == 503
+    assert surface.request("GET", "/v1/health/live").status_code == 200
+    assert surface.request("GET", "/v1/metrics").status_code == 401
+    keyed = {"authorization": "Bearer key"}
+    assert "maxsimd_requests" in surface.request("GET", "/v1/metrics", headers=keyed).text
+
+
+def test_the_load_is_what_has_not_ended() -> None:
+    surface = Surface()
+    assert surface.request("GET", "/load").json() == {"server_load": 0}
+    ticket = surface.admission.try_admit(1)
+    assert surface.request("GET", "/load").json() == {"server_load": 1}
+    ticket.release()
+
+
+def test_infinity_s_health_has_the_time() -> None:
+    assert Surface(dialect="infinity").request("GET", "/health").json()["unix"] > 1.7e9
+    assert Surface().request("GET", "/health").content == b""
+
+
+@pytest.mark.parametrize("more", [{"return_multivector": True}, {"embedding_type": ["float"]}, {"input_type": "query"}])
+def test_who_speaks_jina_gets_the_plural(more: dict[str, Any]) -> None:
+    answer = Surface().post("/v1/embeddings", {"model": "jina-embeddings-v4", "input": ["ab"], **more}).json()
+    assert len(answer["data"][0]["embeddings"]) == 2
+
+
+def test_jina_s_list_of_types_has_one() -> None:
+    surface = Surface()
+    rows = surface.post("/v1/multi-vector", {"input": ["ab"], "embedding_type": ["base64"]}).json()["data"][0]
+    assert all(isinstance(row, str) for row in rows["embeddings"])
+    assert surface.post("/v1/multi-vector", {"input": ["a"], "embedding_type": ["float", "base64"]}).status_code == 400
+    refused = surface.post("/v1/embeddings", {"input": ["ab"], "return_multivector": False})
+    assert refused.status_code == 400 and "return_multivector" in refused.json()["detail"]

@@ -60,7 +60,7 @@ def test_every_optional_field_may_be_null() -> None:
 
 
 def test_unknown_and_ignored_fields_of_any_type_are_ignored() -> None:
-    decoded = decode_rerank(body_of(user=3, priority="x", rank_fields=[{}], zz=None))
+    decoded = decode_rerank(body_of(user=3, priority="x", max_chunks_per_doc=[{}], zz=None))
     assert decoded == RerankBody(query="q", documents=["d"])
 
 
