@@ -52,6 +52,7 @@ class Load:
 
     async def _one_request(self, client: httpx.AsyncClient) -> None:
         body, expected, tolerance = self._choose.choice((self._texts, self._values))()
+        body["explain"] = self._choose.random() < 0.2
         answer = await client.post("/rerank", json=body)
         if answer.status_code != 200:
             self.problems.append(f"{answer.status_code} {answer.text}")
@@ -60,6 +61,10 @@ class Load:
         scores = [result["relevance_score"] for result in results]
         if scores != pytest.approx(expected, abs=tolerance):
             self.problems.append(f"{scores}, expected {expected}")
+        if body["explain"]:
+            sums = [sum(match["similarity"] for match in result["explanation"]) for result in results]
+            if sums != pytest.approx(expected, abs=tolerance):
+                self.problems.append(f"similarities add up to {sums}, expected {expected}")
         self.answers += 1
 
     def _texts(self) -> tuple[dict[str, Any], list[float], float]:

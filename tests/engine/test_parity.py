@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,6 +281,25 @@ def test_embeddings_are_the_references(pair: Pair, role: Role) -> None:
     assert [rows.shape for rows in pair.ours[role]] == [rows.shape for rows in pair.theirs[role]]
     for mine, theirs in zip(pair.ours[role], pair.theirs[role], strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_each_row_is_known_by_its_token_and_its_place(pair: Pair, role: Role) -> None:
+    """What explains a score, for every format: markers, prompts, expansion and skipped tokens shift neither."""
+    tokenizer = StatelessTokenizer(pair.model.spec, pair.model.tokenizer_json)
+    limit = (pair.model.spec.query if role == "query" else pair.model.spec.document).max_length
+    words = 0
+    for text, rows, located in zip(
+        TEXTS[role], pair.ours[role], tokenizer.locate(role, TEXTS[role], limit), strict=True
+    ):
+        assert len(located.tokens) == len(rows)
+        for row, token in enumerate(located.tokens):
+            word, span = token.removeprefix("##").strip("\u2581\u0120"), located.span(row)
+            if span is not None and re.fullmatch("[A-Za-z0-9]+", word):
+                piece = unicodedata.normalize("NFKD", text[span[0] : span[1]])
+                assert re.sub("[\u0300-\u036f]", "", piece).lower() == word.lower()
+                words += 1
+    assert words > 5
 
 
 @pytest.mark.parametrize("role", ["query", "document"])
