@@ -1,6 +1,8 @@
 """Who is let in: decided for whole requests, before anything of them is tokenised or encoded.
 
-    A1  Before its body is read a request is let in while the bodies are within the memory set aside for them.
+    A1  Before its body is read a request is let in while there is room for it in the memory set aside for bodies. Of what
+        it announces FIRST_BYTES are taken at once and the rest as it comes: whoever announces much and sends nothing
+        keeps nobody out. A body that finds no room on its way is refused then.
     A2  When the store has said which of its texts it lacks, a request goes on while the encoding work that is
         outstanding is within what the engine granted. Who finds everything there goes on however much there is to
         encode: it costs next to nothing, and nobody knows before the store was asked.
@@ -19,6 +21,7 @@ from ipc.messages import ErrorCode
 FIRST_RATIO = 1 / 3  # tokens per byte
 LEARNING_RATE = 0.05  # of the running ratio and of the time a request takes
 FIRST_SECONDS = 1.0  # guess of how long a request takes
+FIRST_BYTES = 2**18  # of a body, set aside before any of it has come; most have fewer
 MOST_UNDECIDED = 8  # A3: some milliseconds of this process's time
 
 
@@ -44,7 +47,7 @@ class Ticket:
             self._admission._decide(self, text_bytes)
 
     def set_body_bytes(self, body_bytes: int) -> None:
-        """A body without Content-Length has grown to so many bytes.
+        """So many bytes of the body have come.
 
         Raises:
             ServiceFailed: OVERLOADED, there is no room for them.
@@ -94,8 +97,9 @@ class Admission:
             raise self._refusal(self._requests)
         self._requests += 1
         self._undecided += 1
-        self._bytes += body_bytes
-        return Ticket(self, body_bytes)
+        taken = min(body_bytes, FIRST_BYTES)
+        self._bytes += taken
+        return Ticket(self, taken)
 
     def learn(self, ticket: Ticket, encoded_tokens: int, seconds: float) -> None:
         """A request has been answered: what it really cost."""

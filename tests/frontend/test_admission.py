@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.admission import FIRST_RATIO, MOST_UNDECIDED, Admission, Ticket
+from frontend.admission import FIRST_BYTES, FIRST_RATIO, MOST_UNDECIDED, Admission, Ticket
 from ipc.errors import ServiceFailed
 from ipc.messages import ErrorCode
 
@@ -72,11 +72,27 @@ def test_while_there_is_no_room_few_may_ask_and_a_flood_is_refused_before_its_bo
 
 
 def test_bodies_are_bounded_however_cheap_they_are() -> None:
-    made = admission(max_body_bytes=100)
+    made = admission(max_body_bytes=100)  # less than FIRST_BYTES: all of a body is set aside
     made.try_admit(60)
     with pytest.raises(ServiceFailed):
         made.try_admit(41)
     made.try_admit(40)
+
+
+def test_who_announces_much_and_sends_nothing_keeps_nobody_out() -> None:
+    made = admission(max_body_bytes=4 * FIRST_BYTES)
+    silent = made.try_admit(4 * FIRST_BYTES)
+    with pytest.raises(ServiceFailed):
+        made.try_admit(4 * FIRST_BYTES)  # would not fit
+    ticket = made.try_admit(2 * FIRST_BYTES)
+    ticket.set_body_bytes(2 * FIRST_BYTES)
+    silent.set_body_bytes(2 * FIRST_BYTES)
+    with pytest.raises(ServiceFailed):
+        silent.set_body_bytes(3 * FIRST_BYTES)
+    ticket.release()
+    silent.set_body_bytes(4 * FIRST_BYTES)
+    silent.release()
+    assert made._bytes == 0
 
 
 def test_the_estimate_learns_what_missing_texts_cost() -> None:
