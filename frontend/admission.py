@@ -1,8 +1,8 @@
 """Who is let in: decided for whole requests, before anything of them is tokenised or encoded.
 
-    A1  Before its body is read a request is let in while there is room for it in the memory set aside for bodies. Of what
-        it announces FIRST_BYTES are taken at once and the rest as it comes: whoever announces much and sends nothing
-        keeps nobody out. A body that finds no room on its way is refused then.
+    A1  Before its body is read a request is let in while there is room for it in the memory set aside for bodies. Of
+        what it announces FIRST_BYTES are taken at once and the rest as it comes: whoever announces much and sends
+        nothing keeps nobody out. A body that finds no room on its way is refused then.
     A2  When the store has said which of its texts it lacks, a request goes on while the encoding work that is
         outstanding is within what the engine granted. Who finds everything there goes on however much there is to
         encode: it costs next to nothing, and nobody knows before the store was asked.
