@@ -4,7 +4,8 @@ They are kept wherever an encoder is: in the engine, and in a scorer worker that
 
     G1  Every request that was read is answered once, or dropped because its client has gone or cancelled it.
     G2  A text is encoded once for all who wait for it; it is dropped from the queue only when the last of them is gone.
-    G3  Nothing is kept after its answer, nothing is looked up: only the scorer worker stores embeddings, for scoring.
+    G3  Nothing is kept after its answer: only the scorer worker stores embeddings, for scoring. (The engine has what it
+        encoded last, see `engine.recent`: requests that miss a text together have it encoded once.)
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ipc.service import Endpoint, Request
 
 MAX_ANSWER_BYTES = MAX_MESSAGE_BYTES - MAX_STRUCT_BYTES  # of embeddings; the rest is the message's own
 EXPIRY_INTERVAL = 0.05  # seconds between two looks at the deadlines
-COUNTERS = ("requests", "answered", "cancelled", "expired")
+COUNTERS = ("requests", "answered", "cancelled", "expired", "recent_texts")
 
 _REPLY_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -61,6 +62,7 @@ class EncodeRequests:
     Args:
         check: token ids -> what is wrong with a text, or None.
         forgive: told the name of each request that has ended: it has killed nobody.
+        find_recent: key -> embeddings [rows, dim] on the CPU that were made just now, or None.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class EncodeRequests:
         queue: TextQueue,
         check: Callable[[memoryview], str | None],
         forgive: Callable[[RequestName], None],
+        find_recent: Callable[[bytes], torch.Tensor | None] = lambda key: None,
     ) -> None:
         self._endpoint = endpoint
         self._queue = queue
         self._check = check
         self._forgive = forgive
+        self._find_recent = find_recent
         self._pending: dict[RequestName, _Pending] = {}
         self._next_expiry = 0.0
         self.counters = dict.fromkeys(COUNTERS, 0.0)
@@ -100,10 +104,17 @@ class EncodeRequests:
                 self._refuse(request.name, problem, position)
                 return
         keys = [key for key, _, _ in texts]
-        self._pending[request.name] = _Pending(request, message, keys, set(keys))
+        recent = {key: found for key in keys if (found := self._find_recent(key)) is not None}
+        pending = _Pending(request, message, keys, set(keys) - recent.keys(), recent)
+        self._pending[request.name] = pending
         self.counters["requests"] += 1
+        self.counters["recent_texts"] += len(recent)
+        if not pending.left:
+            self._answer(request.name, pending)
+            return
         for key, token_ids, expansion in texts:
-            self._queue.add(key, message.role, token_ids, expansion, request.name, message.client, alone=is_suspect)
+            if key not in recent:
+                self._queue.add(key, message.role, token_ids, expansion, request.name, message.client, alone=is_suspect)
 
     def give(self, name: RequestName, key: bytes, embeddings: torch.Tensor | None) -> None:
         """A text that this request waits for has been encoded; unknown requests are ignored.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from engine.encode_queue import EncodeQueue
 from engine.encode_requests import EncodeRequests
 from engine.encoder_thread import EncodedBatch, EncoderThread
+from engine.recent import RecentEmbeddings
 from ipc.messages import Encode, ErrorCode
 from ipc.running import MAX_DEATHS, RunningFile
 from ipc.service import Cancelled, Endpoint, Event, Gone, Request
@@ -46,7 +47,8 @@ class EngineService:
         self._queue = queue
         self._thread = thread
         self._running = running
-        self._requests = EncodeRequests(endpoint, queue, check, running.forgive)
+        self._recent = RecentEmbeddings()
+        self._requests = EncodeRequests(endpoint, queue, check, running.forgive, self._recent.find)
         self.counters = dict.fromkeys(COUNTERS, 0.0)
         endpoint.watch(thread.descriptor)
 
@@ -116,10 +118,12 @@ class EngineService:
         self.counters["encode_seconds"] += batch.seconds
         self._learn_rate(batch)
         embeddings = batch.split()
+        made = [place for place in range(len(batch.texts)) if place not in batch.failed]
+        self._recent.add([batch.texts[place].key for place in made], [embeddings[place] for place in made])
         for place, (key, waiters) in enumerate(self._queue.finish(batch.texts)):
-            made = None if place in batch.failed else embeddings[place]
+            encoded = None if place in batch.failed else embeddings[place]
             for name in waiters:
-                self._requests.give(name, key, made)
+                self._requests.give(name, key, encoded)
 
     def _learn_rate(self, batch: EncodedBatch) -> None:
         """Grant what can be done within the horizon at the rate of late."""
