@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import secrets
+import subprocess
+import sys
 import threading
 import time
 from array import array
@@ -366,3 +369,34 @@ def test_run_directory_is_private_and_network_addresses_are_refused(directory: P
         with pytest.raises(ValueError, match="expected ipc://"):
             bind_router(context, wrong)
     context.term()
+
+
+CONNECT = """
+import os, socket, sys
+path, uid = sys.argv[1], int(sys.argv[2])
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+for attempt in (lambda: socket.socket(socket.AF_UNIX).connect(path), lambda: os.listdir(os.path.dirname(path))):
+    try:
+        attempt()
+        print("yes")
+    except PermissionError:
+        print("no")
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_a_stranger_on_the_same_machine_can_neither_connect_nor_look(directory: Path, address: str) -> None:
+    endpoint = Endpoint(address, describe(), dict, time.monotonic)
+    path = address.removeprefix("ipc://")
+
+    def ask_as(uid: int) -> list[str]:
+        command = [sys.executable, "-I", "-c", CONNECT, path, str(uid)]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+    try:
+        assert ask_as(0) == ["yes", "yes"]
+        assert ask_as(65_534) == ["no", "no"]
+    finally:
+        endpoint.close()
