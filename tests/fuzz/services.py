@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import subprocess
@@ -26,6 +27,7 @@ from tests.fuzz.frames import World, is_malformed, make_case
 
 LIMIT = 60.0  # seconds for anything but a whole run
 SYNC = 0x2BADC0FFEE0DDF00  # request id of our own questions: no case has it
+KEEP_NO_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"}  # what torch keeps for each shape of a batch is no leak
 VOCABULARY = 30_524  # of tests.engine.checkpoints
 
 
@@ -50,6 +52,7 @@ class Service:
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
+            env={**os.environ, **KEEP_NO_SHAPES},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

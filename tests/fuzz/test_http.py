@@ -1,0 +1,143 @@
+"""Raw sockets against a real server: no 500, no hang, no growth, no traceback, whatever is sent, however it is left.
+
+The same cases each time. More of them, and those that wait for a time limit: `make test ARGS="-m long tests/fuzz"`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.end_to_end.running_server import Server, wait_until
+from tests.fuzz.http_client import (
+    Held,
+    as_request,
+    ask_on,
+    come_and_go,
+    connect,
+    descriptors,
+    growth,
+    held_by,
+    run_cases,
+    wrong_lines,
+)
+from tests.fuzz.services import KEEP_NO_SHAPES
+
+QUERY, DOCUMENTS = "which animal sleeps", ["a cat sleeps outside", "", "the dog"]
+STILL = 25  # looks in a row
+MOST_GROWTH = 24 * 2**20  # bytes of a process: what allocators keep
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """Two API servers."""
+    running = Server("--api-server-count", "2", "--embedding-cache-size", "64MiB", environment=KEEP_NO_SHAPES)
+    yield running
+    running.end()
+
+
+HELD = ("worker_jobs", "worker_store_held_entries", "worker_suspects", "engine_requests_waiting", "engine_suspects")
+
+
+def check(server: Server, seed: int, count: int) -> None:
+    expected = server.scores(QUERY, DOCUMENTS)
+    outcome = asyncio.run(run_cases(server.port, seed, count))
+    assert outcome.problems == []
+    assert {200, 400, 404} <= outcome.statuses.keys(), outcome
+    assert server.scores(QUERY, DOCUMENTS) == pytest.approx(expected, abs=1e-3)
+    assert wrong_lines(server) == []
+
+
+def settled(server: Server) -> dict[str, Held]:
+    """What the processes hold once every client has gone, and nothing is done for one."""
+    wait_until(lambda: not any(server.metric(f"maxsimd_{name}") for name in HELD))
+    before: list[dict[str, int]] = []
+
+    def is_still() -> bool:
+        before.append(descriptors(held_by(server)))
+        return len(before) > STILL and all(each == before[-1] for each in before[-STILL:])
+
+    wait_until(is_still)
+    return held_by(server)
+
+
+def test_whatever_is_sent_is_answered_as_documented_or_closed(server: Server) -> None:
+    check(server, seed=1, count=60)
+    before = settled(server)
+    check(server, seed=2, count=300)
+    wait_until(lambda: descriptors(held_by(server)) == descriptors(before))
+
+
+@pytest.mark.long
+def test_whatever_is_sent_again_and_again_leaves_nothing(server: Server) -> None:
+    check(server, seed=3, count=2000)
+    before = settled(server)
+    for seed in range(4, 8):
+        check(server, seed, count=4000)
+    leaves_nothing(server, before)
+
+
+def test_clients_that_come_and_go_leave_nothing(server: Server) -> None:
+    asyncio.run(come_and_go(server.port, seed=1, count=50))
+    before = settled(server)
+    asyncio.run(come_and_go(server.port, seed=2, count=400))
+    leaves_nothing(server, before)
+
+
+@pytest.mark.long
+def test_ten_thousand_clients_that_come_and_go_leave_nothing(server: Server) -> None:
+    asyncio.run(come_and_go(server.port, seed=3, count=1000))
+    before = settled(server)
+    asyncio.run(come_and_go(server.port, seed=4, count=10_000))
+    leaves_nothing(server, before)
+
+
+def leaves_nothing(server: Server, before: dict[str, Held]) -> None:
+    wait_until(lambda: descriptors(held_by(server)) == descriptors(before))
+    after = settled(server)
+    assert descriptors(after) == descriptors(before)
+    assert max(growth(before, after).values()) <= MOST_GROWTH, growth(before, after)
+    assert wrong_lines(server) == []
+
+
+def test_what_nobody_waits_for_is_not_encoded(server: Server) -> None:
+    """Forty clients with work for many seconds, who hang up when all of it has reached the engine."""
+    clients, documents, words = 40, 8, 200
+    before = server.metric("maxsimd_engine_tokens")
+
+    async def ask_and_leave() -> None:
+        connections = [await connect(server.port) for _ in range(clients)]
+        for number, connection in enumerate(connections):
+            texts = [f"{number} {place} " + "word " * words for place in range(documents)]
+            await asyncio.get_running_loop().sock_sendall(connection, as_request({"query": "q", "documents": texts}))
+        await asyncio.to_thread(wait_until, lambda: server.metric("maxsimd_engine_requests_waiting") >= clients / 2)
+        for connection in connections:
+            connection.close()
+
+    asyncio.run(ask_and_leave())
+    settled(server)
+    assert server.metric("maxsimd_engine_tokens") - before < clients * documents * words / 2
+    assert server.metric("maxsimd_engine_cancelled") > 0
+
+
+def test_requests_that_miss_the_same_texts_have_them_encoded_once(server: Server) -> None:
+    encode_once(server, "which text is the same for all of them", connections=30, times=10)
+
+
+@pytest.mark.long
+def test_ten_thousand_requests_that_miss_the_same_texts_have_them_encoded_once(server: Server) -> None:
+    encode_once(server, "which text is the same for all ten thousand", connections=100, times=100)
+
+
+def encode_once(server: Server, query: str, connections: int, times: int) -> None:
+    before = server.metric("maxsimd_engine_texts")
+    request = as_request({"query": query, "documents": [f"{query}? this one. " * 20]})
+
+    async def all_at_once() -> list[Counter[int]]:
+        return await asyncio.gather(*(ask_on(server.port, request, times) for _ in range(connections)))
+
+    assert sum(asyncio.run(all_at_once()), Counter()) == {200: connections * times}
+    assert server.metric("maxsimd_engine_texts") - before == 2
