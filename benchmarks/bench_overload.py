@@ -7,7 +7,9 @@ times as much, each at its own regular times whether or not others were refused.
 request. Then 8 connections again.
 
 Fairness: a client with an API key of its own asks for ten documents, one request after the other, alone and while
-another one asks for 10,000 documents without pause; in turns. Once every document is new, once all are in the store.
+another one, in a process of its own, asks for 10,000 documents without pause; in turns. Once every document is new,
+once all are in the store. The second with one API server and with two: then the launcher puts the two connections on
+different ones.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ WORDS = ["late", "interaction", "keeps", "one", "embedding", "for", "every", "to
 FEW_CONNECTIONS, MANY_CONNECTIONS = 8, 200
 OVERLOAD = 10  # times what the server can do
 SMALL, LARGE = 10, 10_000  # documents
+TURNS = 2  # of each measurement
 KEYS = ("small-client", "large-client")
 
 
@@ -74,9 +79,9 @@ class Client:
         return status
 
 
-def new_documents(count: int, words: int) -> Iterator[list[str]]:
-    """Lists of documents that were in no list before."""
-    numbers = itertools.count()
+def new_documents(count: int, words: int, first: int = 0) -> Iterator[list[str]]:
+    """Lists of documents that were in no list before: numbered, from `first`."""
+    numbers = itertools.count(first)
     while True:
         yield [f"{next(numbers)} {' '.join(WORDS[:words])}" for _ in range(count)]
 
@@ -146,31 +151,66 @@ async def overload(server: Server, seconds: float) -> dict[str, Any]:
     }
 
 
-async def fairness(server: Server, lists: Callable[[int], Iterator[list[str]]], seconds: float) -> dict[str, Any]:
+class LargeClient:
+    """Asks for LARGE documents without pause, as long as the `with` block runs."""
+
+    def __init__(self, port: int, is_new: bool, first: int) -> None:
+        """
+        Args:
+            first: number of the first of its new documents.
+        """
+        context = multiprocessing.get_context("spawn")
+        self._finished = context.Value("i", 0)
+        self._process = context.Process(target=keep_asking, args=(port, is_new, first, self._finished), daemon=True)
+
+    @property
+    def finished(self) -> int:
+        """Requests that were answered."""
+        return int(self._finished.value)
+
+    def __enter__(self) -> LargeClient:
+        self._process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def keep_asking(port: int, is_new: bool, first: int, finished: Synchronized[int]) -> None:
+    """The process of a LargeClient."""
+
+    async def run() -> None:
+        client = Client(port, KEYS[1])
+        connection = await client.connect()
+        lists = new_documents(LARGE, 8, first) if is_new else itertools.repeat(known_documents())
+        for documents in lists:
+            assert await client.ask(connection, documents) == 200
+            finished.value += 1
+
+    asyncio.run(run())
+
+
+def known_documents() -> list[str]:
+    return next(new_documents(LARGE, 6))
+
+
+async def fairness(server: Server, is_new: bool, seconds: float) -> dict[str, Any]:
     """
     Args:
-        lists: how many documents -> what is asked.
+        is_new: nothing that is asked about was asked about before; else everything was.
     """
-    small, large = (Client(server.port, key) for key in KEYS)
-    few, many = lists(SMALL), lists(LARGE)
+    small = Client(server.port, KEYS[0])
+    few = new_documents(SMALL, 16) if is_new else itertools.repeat(known_documents()[:SMALL])
     await closed(small, 1, few, 2.0)
     samples: dict[str, list[float]] = {"alone": [], "beside": []}
     finished = 0
-    for _ in range(2):
+    for turn in range(TURNS):
         samples["alone"] += (await closed(small, 1, few, seconds)).seconds[200]
-        connection = await large.connect()
-
-        async def keep_asking(connection: Connection) -> None:
-            nonlocal finished
-            while True:
-                assert await large.ask(connection, next(many)) == 200
-                finished += 1
-
-        asking = asyncio.create_task(keep_asking(connection))
-        await asyncio.sleep(2.0)  # until it is in the middle of it
-        samples["beside"] += (await closed(small, 1, few, seconds)).seconds[200]
-        asking.cancel()
-        connection.close()
+        with LargeClient(server.port, is_new, (turn + 1) * 10**8) as large:
+            await asyncio.sleep(4.0)  # until it is in the middle of it
+            samples["beside"] += (await closed(small, 1, few, seconds)).seconds[200]
+            finished += large.finished
         await asyncio.sleep(1.0)  # what nobody waits for is dropped
     brief = {
         name: {f"p{share * 100:g}_ms": percentile(each, share) * 1e3 for share in (0.5, 0.99)} | {"count": len(each)}
@@ -186,23 +226,21 @@ def main() -> None:
     with Server("--embedding-cache-size", "256MiB") as server:
         results: dict[str, Any] = {"overload": asyncio.run(overload(server, options.seconds))}
     keys = [argument for key in KEYS for argument in ("--api-key", key)]
-    serve = [*keys, "--max-documents-per-request", str(LARGE), "--request-timeout", "10m"]
-    with Server(*serve, "--embedding-cache-size", "1GiB", "--cache-scope", "shared") as server:
-        results["fairness_new"] = asyncio.run(
-            fairness(server, lambda count: new_documents(count, 8 if count == LARGE else 16), options.seconds)
-        )
-        known = next(new_documents(LARGE, 6))
-        asyncio.run(fill(server, known))
-        results["fairness_cached"] = asyncio.run(
-            fairness(server, lambda count: itertools.repeat(known[:count]), options.seconds)
-        )
+    serve = [*keys, "--max-documents-per-request", str(LARGE), "--request-timeout", "10m", "--cache-scope", "shared"]
+    for servers in (1, 2):
+        with Server(*serve, "--embedding-cache-size", "1GiB", "--api-server-count", str(servers)) as server:
+            if servers == 1:
+                results["fairness_new"] = asyncio.run(fairness(server, True, options.seconds))
+            asyncio.run(fill(server))
+            name = "fairness_cached" if servers == 1 else "fairness_cached_2_api_servers"
+            results[name] = asyncio.run(fairness(server, False, options.seconds))
     write(Path(options.out), results)
 
 
-async def fill(server: Server, known: list[str]) -> None:
+async def fill(server: Server) -> None:
     client = Client(server.port, KEYS[1])
     connection = await client.connect()
-    assert await client.ask(connection, known) == 200
+    assert await client.ask(connection, known_documents()) == 200
     connection.close()
 
 

@@ -26,6 +26,11 @@ H100_TARGETS_US = {
     "W10": 9.0,
 }
 WHEN = ("before", "after")  # an overload
+FAIRNESS = {
+    "fairness_new": "10 new documents",
+    "fairness_cached": "10 cached documents",
+    "fairness_cached_2_api_servers": "10 cached documents, two API servers",
+}
 VARIANTS = {
     "ours_scattered": "maxsimd, documents scattered in the store",
     "ours_together": "maxsimd, documents together",
@@ -52,7 +57,7 @@ def _overload(results: dict[str, Any]) -> str:
         [f"answered {status}", str(part["count"]), f"{part['p50_ms']:.0f}", f"{part['p99_ms']:.0f}", ""]
         for status, part in load["answers"].items()
     ]
-    for name, label in (("fairness_new", "10 new documents"), ("fairness_cached", "10 cached documents")):
+    for name, label in FAIRNESS.items():
         part = results[name]
         for how, words in (("alone", "alone"), ("beside", "beside a client that asks for 10,000")):
             times = f"{part['times_p99']:.1f}" if how == "beside" else ""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -333,7 +334,11 @@ def _hosts_encoder(placement: str, device: str) -> bool:
 
 
 def _thread_limits(threads: int) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+    """A user's own OMP_WAIT_POLICY wins. Without one OpenMP's threads spin while they wait for each other, on cores
+    that somebody else needs: the engine, an API server, another container.
+    """
+    limits = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+    return {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"), **limits}
 
 
 async def _wait(tasks: list[asyncio.Task[None]], timeout: float) -> None:

@@ -234,6 +234,7 @@ class _Ranking:
         self._scores = array("f", bytes(4 * self._num_pairs))
         self._rows = [0] * len(self._texts)
         self._prompt_tokens = [0] * len(self._texts)
+        self._lengths = _lengths(reranker.spec)
         self._tokenized: dict[int, TokenizedText] = {}
         self._queries: dict[int, EncodedText] = {}
         self._query_lock = asyncio.Lock()
@@ -616,20 +617,21 @@ class _Ranking:
         current: list[int] = []
         seen: set[int] = set()
         rows = size = 0
+        grain = limits.row_grain
         async for some in in_turns(pairs):
             for position in some:
-                new = [text for text in self._pair(position) if text not in seen]
-                new_rows = sum(_whole_grains(self._max_rows(text), limits.row_grain) for text in new)
-                new_size = sum(self._part_share(text) for text in new if text in supply)
+                both = self._pair(position)
+                new = [text for text in both if text not in seen]
+                new_rows = sum([_whole_grains(self._max_rows(text), grain) for text in new])
+                new_size = sum([self._part_share(text) for text in new if text in supply]) if supply else 0
                 is_large = rows + new_rows > limits.max_job_rows or size + new_size > PART_BYTES
                 if current and (is_large or len(current) == PART_PAIRS):
                     parts.append(_Part(current, seen & supply))
                     current, seen, rows, size = [], set(), 0, 0
-                    new = list(self._pair(position))
-                    new_rows = sum(_whole_grains(self._max_rows(text), limits.row_grain) for text in new)
-                    new_size = sum(self._part_share(text) for text in new if text in supply)
+                    new_rows = sum([_whole_grains(self._max_rows(text), grain) for text in both])
+                    new_size = sum([self._part_share(text) for text in both if text in supply])
                 current.append(position)
-                seen.update(new)
+                seen.update(both)
                 rows += new_rows
                 size += new_size
         if current:
@@ -639,10 +641,7 @@ class _Ranking:
     @property
     def _longest(self) -> int:
         """The most rows that a text can become."""
-        spec = self._reranker.spec
-        if spec is None:
-            return 0
-        return max(max(role.max_length, role.expansion_length) for role in (spec.query, spec.document))
+        return max(max(lengths) for lengths in self._lengths.values())
 
     def _max_rows(self, text: int) -> int:
         """An upper bound of the rows of a text: exact once it is tokenised."""
@@ -651,11 +650,8 @@ class _Ranking:
             return value.rows
         if text in self._tokenized:
             return len(self._tokenized[text].token_ids)
-        spec = self._reranker.spec
-        if spec is None:
-            return 0
-        role = spec.query if text < self._num_queries else spec.document
-        return max(min(role.max_length, 4 * len(value.text) + 8), role.expansion_length)
+        longest, least = self._lengths["query" if text < self._num_queries else "document"]
+        return max(min(longest, 4 * len(value.text) + 8), least)
 
     def _part_share(self, text: int) -> int:
         """The bytes of a supplied text, such that PART_BYTES fill a part (clients' own embeddings may be more)."""
@@ -671,6 +667,16 @@ class _Ranking:
     def _supplied_bytes(self, supply: Iterable[int]) -> int:
         """What a part holds in memory beyond its request's body."""
         return sum(self._text_bytes(text) for text in supply)
+
+
+def _lengths(spec: ModelSpec | None) -> dict[Role, tuple[int, int]]:
+    """For each role the most tokens of a text, and the fewest rows that one becomes."""
+    if spec is None:
+        return {"query": (0, 0), "document": (0, 0)}
+    return {
+        "query": (spec.query.max_length, spec.query.expansion_length),
+        "document": (spec.document.max_length, spec.document.expansion_length),
+    }
 
 
 def _whole_grains(rows: int, grain: int) -> int:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub; children inherit it
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: the servers of tests need the cores too
 
 # Other work on the machine must not turn a slow example into a failure.
 settings.register_profile("maxsimd", deadline=None)
