@@ -1,26 +1,41 @@
 """Clients that keep requests in flight, break off some of them, and hold every answer against the reference.
 
 Each connection asks one request after the other: documents at random, some twice, texts and embeddings by value mixed;
-half of the requests have a salt of their own, so that their texts are encoded again. Of all requests most are waited
-for; some are given up while they run, some are cut off half-way through their body, some have hardly any time.
+half of the requests have a salt of their own, so that their texts are encoded again; some ask for token embeddings,
+some for what must be refused. Of all requests most are waited for; some are given up while they run, some are cut off
+half-way through their body, some have hardly any time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import random
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 
-from tests.chaos.truth import TOLERANCE, Truth
-from tests.end_to_end.running_server import wait_until
+from tests.chaos.truth import DIM, TOLERANCE, Truth
+from tests.end_to_end.running_server import as_input, random_embeddings, wait_until
 
-CANCELLED, CUT_OFF, HURRIED = 0.06, 0.04, 0.04  # shares of the requests
+# shares of the requests
+CANCELLED, CUT_OFF, HURRIED = 0.06, 0.04, 0.04
+EMBEDDED, WRONG = 0.06, 0.06
+WRONG_REQUESTS: list[tuple[str, Any, int]] = [  # and the status that each of them gets
+    ("/rerank", {"query": "no documents"}, 400),
+    ("/rerank", {"query": "a number", "documents": [7]}, 400),
+    ("/rerank", {"query": "too wide", "documents": [as_input(random_embeddings(2, DIM + 1, 5))]}, 400),
+    ("/rerank", {"query": "no time", "documents": ["a"], "timeout_ms": "soon"}, 400),
+    ("/score", {"queries": ["two", "queries"], "documents": ["and", "three", "documents"]}, 400),
+    ("/pooling", {"input": ["a"], "dimensions": DIM - 1}, 400),
+    ("/no/such/path", {}, 404),
+]
 PATIENCE = 120.0  # seconds a client waits; a server answers within --request-timeout
 JOIN_LIMIT = 150.0
 
@@ -30,9 +45,18 @@ class Traffic:
 
     Args:
         retries: ask again, on a new connection, where one was reset. Else its request is lost.
+        pause: seconds between a connection's requests.
     """
 
-    def __init__(self, url: str, truth: Truth, connections: int = 12, seed: int = 0, retries: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        truth: Truth,
+        connections: int = 12,
+        seed: int = 0,
+        retries: bool = False,
+        pause: float = 0.0,
+    ) -> None:
         self.answers = 0  # right or wrong
         self.resets = 0  # connections that ended before their answer
         self.lost = 0  # requests that ended so
@@ -42,6 +66,7 @@ class Traffic:
         self._truth = truth
         self._choose = random.Random(seed)
         self._retries = retries
+        self._pause = pause
         self._turns = [0] * connections  # requests that each connection has finished
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="traffic")
@@ -90,9 +115,14 @@ class Traffic:
                     await self._give_up(client, body)
                 elif kind < CANCELLED + CUT_OFF:
                     await self._cut_off(body)
+                elif kind < CANCELLED + CUT_OFF + EMBEDDED:
+                    await self._embed(client)
+                elif kind < CANCELLED + CUT_OFF + EMBEDDED + WRONG:
+                    await self._ask_wrongly(client)
                 else:
-                    await self._ask(client, body, query, documents, is_hurried=kind > 1 - HURRIED)
+                    await self._rank(client, body, query, documents, is_hurried=kind > 1 - HURRIED)
                 self._turns[place] += 1
+                await asyncio.sleep(self._pause)
 
     def _choose_texts(self) -> tuple[int, list[int]]:
         documents = self._choose.choices(range(len(self._truth.documents)), k=self._choose.randrange(1, 12))
@@ -107,24 +137,61 @@ class Traffic:
             body["cache_salt"] = f"{self._choose.getrandbits(64):x}"
         return body
 
-    async def _ask(
+    async def _rank(
         self, client: httpx.AsyncClient, body: dict[str, Any], query: int, documents: list[int], is_hurried: bool
     ) -> None:
         if is_hurried:
             body["timeout_ms"] = self._choose.randrange(1, 100)
+
+        def check(answer: httpx.Response) -> None:
+            if not (is_hurried and answer.status_code == 503 and "retry-after" in answer.headers):
+                self._check(answer, query, documents)
+
+        await self._ask(client, "/rerank", body, check)
+
+    async def _embed(self, client: httpx.AsyncClient) -> None:
+        """Token embeddings of some texts, each of which must be the reference's."""
+        role = self._choose.choice(("query", "document"))
+        texts = self._truth.embeddings[role]
+        chosen = self._choose.choices(list(texts), k=self._choose.randrange(1, 6))
+        body = {"input": chosen, "input_type": role, "encoding_format": "base64", "embed_dtype": "float32"}
+
+        def check(answer: httpx.Response) -> None:
+            if answer.status_code != 200:
+                self.problems.append(f"/pooling: {answer.status_code}: {answer.text}")
+                return
+            for text, each in zip(chosen, answer.json()["data"], strict=True):
+                rows = np.frombuffer(base64.b64decode(each["data"]), "<f4").reshape(-1, DIM)
+                expected = texts[text]
+                if rows.shape != expected.shape or not np.allclose(rows, expected, atol=TOLERANCE):
+                    self.problems.append(f"/pooling: {text!r} as a {role}: other embeddings than the reference's")
+
+        await self._ask(client, "/pooling", body, check)
+
+    async def _ask_wrongly(self, client: httpx.AsyncClient) -> None:
+        path, body, status = self._choose.choice(WRONG_REQUESTS)
+
+        def check(answer: httpx.Response) -> None:
+            if answer.status_code != status:
+                self.problems.append(f"{path} {body}: {answer.status_code}, expected {status}: {answer.text}")
+
+        await self._ask(client, path, body, check)
+
+    async def _ask(
+        self, client: httpx.AsyncClient, path: str, body: dict[str, Any], check: Callable[[httpx.Response], None]
+    ) -> None:
+        """One request, whose answer goes to `check`."""
         while True:
             try:
-                answer = await client.post("/rerank", json=body)
+                answer = await client.post(path, json=body)
                 break
             except httpx.TransportError:
                 self.resets += 1
                 if not self._retries:
                     self.lost += 1
                     return
-        if is_hurried and answer.status_code == 503 and "retry-after" in answer.headers:
-            return
         self.answers += 1
-        self._check(answer, query, documents)
+        check(answer)
 
     def _check(self, answer: httpx.Response, query: int, documents: list[int]) -> None:
         """Every document once, best first, each with the score of its own pair."""

@@ -30,6 +30,7 @@ class Truth:
     queries: Sequence[Any]
     documents: Sequence[Any]
     scores: Mapping[tuple[int, int], float]  # by (query, document)
+    embeddings: Mapping[str, Mapping[str, Floats]]  # by role and text
 
 
 def compute_truth(reference: Any) -> Truth:
@@ -40,8 +41,9 @@ def compute_truth(reference: Any) -> Truth:
     """
     query_values = [random_embeddings(rows, DIM, rows) for rows in (5, 32)]
     document_values = [random_embeddings(rows, DIM, 100 + rows) for rows in (1, 16, 60, 180)]
-    queries = [*_numbers(reference.encode_query(QUERIES)), *query_values]
-    documents = [*_numbers(reference.encode_document(TEXTS)), *document_values]
+    query_rows, document_rows = _rows(reference.encode_query(QUERIES)), _rows(reference.encode_document(TEXTS))
+    queries = [*query_rows, *query_values]
+    documents = [*document_rows, *document_values]
     scores = {
         (q, d): maxsim(queries[q], documents[d]) if len(documents[d]) else 0.0
         for q, d in product(range(len(queries)), range(len(documents)))
@@ -50,8 +52,12 @@ def compute_truth(reference: Any) -> Truth:
         [*QUERIES, *map(as_input, query_values)],
         [*TEXTS, *map(as_input, document_values)],
         scores,
+        {
+            "query": dict(zip(QUERIES, query_rows, strict=True)),
+            "document": dict(zip(TEXTS, document_rows, strict=True)),
+        },
     )
 
 
-def _numbers(embeddings: Sequence[Any]) -> list[Floats]:
-    return [np.asarray(rows, dtype=np.float32) for rows in embeddings]
+def _rows(embeddings: Sequence[Any]) -> list[Floats]:
+    return [np.asarray(rows, dtype=np.float32).reshape(-1, DIM) for rows in embeddings]
