@@ -54,6 +54,7 @@ def main() -> None:
             "given_up": traffic.given_up,
             "problems": traffic.problems,
             "resets": traffic.resets,
+            "reset_errors": traffic.reset_errors,
             "log": log,
             "processes": {name: _growth(warm, name) for name in warm[0].holdings},
             "latency_ms": {kind: _ends([sample.latency_ms[kind] for sample in warm]) for kind in warm[0].latency_ms},

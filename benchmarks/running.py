@@ -19,6 +19,7 @@ import msgspec
 from ipc.settings import WorkerSettings
 
 START_LIMIT = 120.0
+BECOME = {"maxsimd-worker": "scorer_worker", "maxsimd-engine": "engine"}  # the names of processes that stood by
 
 
 class Server:
@@ -57,10 +58,10 @@ class Server:
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                command = (path / "cmdline").read_text().split("\0")
+                modules = _modules(path)
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if parent == self._process.pid and module in command:
+            if parent == self._process.pid and module in modules:
                 found.append(int(path.name))
         return sorted(found)
 
@@ -73,6 +74,12 @@ class Server:
             return False
         finally:
             connection.close()
+
+
+def _modules(process: Path) -> list[str]:
+    """What a process runs: what it has become, else its command line."""
+    become = BECOME.get((process / "comm").read_text().strip())
+    return [become] if become else (process / "cmdline").read_text().split("\0")
 
 
 def post(connection: http.client.HTTPConnection, path: str, body: bytes) -> tuple[Any, http.client.HTTPResponse]:

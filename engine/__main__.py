@@ -21,18 +21,22 @@ from ipc.settings import EngineSettings
 if TYPE_CHECKING:
     from engine.encoder import Encoder
 
+NAME = "maxsimd-engine"
 OUTSTANDING_BYTES = 64 * 2**20  # of token ids
 
 
-def main() -> int:
+def main(child: Child | None = None) -> int:
     """Serve until the lifeline ends.
+
+    Args:
+        child: of the process that has stood by to become this one.
 
     Returns:
         0, or 2 where the settings are wrong (reported as Broken).
     """
-    child = Child()
-    settings = child.read_settings(EngineSettings)
     ignore_stop_signals()
+    child = child or Child(NAME)
+    settings = child.read_settings(EngineSettings)
     keep_freed_memory()
     logging.basicConfig(level=settings.log_level.upper(), format="engine: %(levelname)s %(message)s", stream=sys.stderr)
     try:
@@ -72,7 +76,7 @@ def _serve(child: Child, settings: EngineSettings, model: LoadedModel, encoder: 
 
     sys.setswitchinterval(0.0002)
     thread = EncoderThread(encoder)
-    seconds = _warm_up(thread, model, settings.max_batch_tokens)
+    seconds = warm_up(thread, model, settings.max_batch_tokens)
     rate = settings.max_batch_tokens / seconds
     description = Description(
         dim=model.spec.dim,
@@ -98,7 +102,7 @@ def _serve(child: Child, settings: EngineSettings, model: LoadedModel, encoder: 
     return 0
 
 
-def _warm_up(thread: object, model: LoadedModel, max_batch_tokens: int) -> float:
+def warm_up(thread: object, model: LoadedModel, max_batch_tokens: int) -> float:
     """A batch of full size, twice, so that the first request does not pay for it.
 
     Returns:

@@ -20,7 +20,8 @@ class Attention(Protocol):
     def __call__(self, qkv: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """
         Args:
-            qkv: [total_tokens, 3, num_heads, head_dim]: query, key and value of each row.
+            qkv: [total_tokens, 3, num_heads, head_dim]: query, key and value of each row. On a CPU there may be more
+                rows, of no text: theirs are zeros.
 
         Returns:
             [total_tokens, num_heads * head_dim].
@@ -38,7 +39,7 @@ class WindowAttention(Protocol):
 def attend_per_text(qkv: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     """One `scaled_dot_product_attention` per text: no row is padded, and torch has a fused kernel for it on CPUs."""
     total, _, num_heads, head_dim = qkv.shape
-    context = qkv.new_empty(total, num_heads, head_dim)
+    context = qkv.new_zeros(total, num_heads, head_dim)
     for start, length, keys in zip(batch.cu_seqlens, batch.lengths, batch.attended, strict=False):
         text = qkv[start : start + length].permute(1, 2, 0, 3).unsqueeze(1)  # [3, 1, num_heads, length, head_dim]
         q, k, v = text[0], text[1, :, :, :keys], text[2, :, :, :keys]
@@ -53,7 +54,7 @@ WINDOW_BLOCK = 256  # rows whose keys are looked for together
 def attend_in_window(qkv: torch.Tensor, batch: PackedBatch, reach: int) -> torch.Tensor:
     """As `WindowAttention`, text by text."""
     total, _, num_heads, head_dim = qkv.shape
-    context = qkv.new_empty(total, num_heads, head_dim)
+    context = qkv.new_zeros(total, num_heads, head_dim)
     for start, length, keys in zip(batch.cu_seqlens, batch.lengths, batch.attended, strict=False):
         for first in range(0, length, WINDOW_BLOCK):
             last = min(length, first + WINDOW_BLOCK)

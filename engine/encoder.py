@@ -21,7 +21,7 @@ from engine.linear import Linear
 from engine.model_spec import LoadedModel
 from engine.modern_bert import ModernBert
 from engine.modern_bert_config import ModernBertConfig
-from engine.packing import PackedBatch, PackedTexts, pack, split
+from engine.packing import PackedBatch, PackedTexts, fill_up, pack, split
 from ipc.messages import Role, TextSpec
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -192,6 +192,8 @@ class Encoder:
         attends = [self._specs[role].attend_expansion for role in texts.roles]
         if self._graphs is not None and self._graphs.takes(texts.lengths):
             embeddings = self._graphs(pack(texts, attends))
+        elif self.device.type == "cpu":
+            embeddings = self._forward(fill_up(pack(texts, attends)))[: len(texts.token_ids)]
         else:
             embeddings = self._forward(pack(texts, attends, self.device))
         return self._leave_out_skipped(embeddings, texts)

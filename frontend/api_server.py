@@ -51,9 +51,10 @@ class ApiServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 def main() -> int:
     """Serve until the launcher says stop, or has gone."""
-    child = Child()
-    settings = child.read_settings(ApiServerSettings)
     ignore_stop_signals()
+    child = Child("maxsimd-api")
+    settings = child.read_settings(ApiServerSettings)
+    child.rename(f"maxsimd-api-{settings.slot}")
     logging.basicConfig(
         level=settings.log_level.upper(),
         format=f"api server {settings.slot}: %(levelname)s %(message)s",

@@ -27,7 +27,8 @@ from frontend.device import find_device
 from frontend.division import count_cores, divide_cores
 from frontend.listener import Listener, ListenError
 from frontend.options import ConfigError
-from frontend.supervisor import Launch, StartFailed, Supervisor
+from frontend.spare import Spare
+from frontend.supervisor import Launch, StartFailed, Supervisor, start_new
 from frontend.tls import TlsSettings
 from ipc.settings import EngineSettings, WorkerSettings
 from ipc.sockets import make_run_directory, remove_run_directory
@@ -89,6 +90,7 @@ class _Launcher:
         self._stop_now = asyncio.Event()
         self._is_announced = False
         self._is_draining = False
+        self._spare = Spare(self._prepare_worker().environment, self._narrate) if config.has_spare_process else None
         self._services: list[Supervisor] = []
         self._api_servers: list[Supervisor] = []
 
@@ -101,16 +103,19 @@ class _Launcher:
             loop.add_signal_handler(number, self._on_signal, number)
         tasks = {asyncio.create_task(child.run(), name=child.name) for child in self._services + self._api_servers}
         housekeeping = asyncio.create_task(self._retry_waiting())
+        spare = [asyncio.create_task(self._spare.run())] if self._spare is not None else []
         try:
             code = await self._wait_for_the_end(tasks)
             await self._shut_down(tasks)
             return code
         finally:
             housekeeping.cancel()
+            if self._spare is not None:
+                self._spare.close()
             for child in self._services + self._api_servers:
                 child.stop_restarting()
                 child.kill()
-            await asyncio.gather(*tasks, housekeeping, return_exceptions=True)
+            await asyncio.gather(*tasks, *spare, housekeeping, return_exceptions=True)
             self._listener.close()
             self._dispatcher.close()
             remove_run_directory(self._run_directory)
@@ -132,12 +137,15 @@ class _Launcher:
 
     def _make_supervisors(self) -> None:
         timeout = self._config.startup_timeout
+        start = self._spare.start if self._spare is not None else start_new
         self._services.append(
-            Supervisor("worker", self._prepare_worker, timeout, self._on_worker_up, self._ignore, self._narrate)
+            Supervisor("worker", self._prepare_worker, timeout, self._on_worker_up, self._ignore, self._narrate, start)
         )
         if self._has_engine:
             self._services.append(
-                Supervisor("engine", self._prepare_engine, timeout, self._on_engine_up, self._ignore, self._narrate)
+                Supervisor(
+                    "engine", self._prepare_engine, timeout, self._on_engine_up, self._ignore, self._narrate, start
+                )
             )
         for slot in range(self._config.api_server_count):
             self._api_servers.append(
@@ -237,6 +245,7 @@ class _Launcher:
             other.kill()
         if self._is_announced:
             self._narrate(f"{name}: up again")
+            self._let_spare_stand_by()
         self._announce_if_ready()
 
     def _on_api_server_up(self, slot: int, summary: dict[str, str]) -> None:
@@ -278,6 +287,12 @@ class _Launcher:
             f"ready  {self._listener.url}  model={model}  device={worker.get('device')}  "
             f"api_servers={self._config.api_server_count}  store={worker.get('store')}"
         )
+        self._let_spare_stand_by()
+
+    def _let_spare_stand_by(self) -> None:
+        """Not before every service is up: they would have to share the cores with it."""
+        if self._spare is not None and all(child.is_up for child in self._services):
+            self._spare.want()
 
     def _on_signal(self, number: int) -> None:
         self._signals += 1

@@ -1,7 +1,7 @@
 """Keeps one child process running: starts it by command line, reads its status, restarts it, stops it.
 
-V1  A child that dies is started again; a child that dies before it was up waits a little longer each time.
-V2  Five deaths in a row before it was up, or wrong settings at the first start, end the launch with its error.
+V1  A child that dies is started again, as `frontend.restart_policy` says.
+V2  Where that says so, a death ends the launch with the child's error.
 V3  A child whose working loop is silent for longer than its patience is killed.
 V4  The next child starts after the last one has been reaped.
 """
@@ -9,20 +9,16 @@ V4  The next child starts after the last one has been reaped.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from ipc.child import EXIT_USAGE, Alive, Broken, Progress, Status, Up
+from frontend.process import describe_exit, kill, start_process
+from frontend.restart_policy import EXIT_FAILED, GiveUp, RestartPolicy, StartAgain
+from ipc.child import Alive, Broken, Progress, Status, Up
 
-MAX_EARLY_DEATHS = 5
-FIRST_BACKOFF = 0.1  # seconds; doubled at each early death
 PATIENCE = 10.0  # seconds of silence after which a child that is up counts as hung, unless it says otherwise
 
 _log = logging.getLogger("maxsimd.launcher")
@@ -41,10 +37,15 @@ class StartFailed(Exception):
 class Launch:
     """How to start one child, once."""
 
-    module: str  # run as `python -P -m module`: a user's own folder of that name must not shadow ours
+    module: str  # run as `python -P -m module`
     settings: msgspec.Struct
     environment: dict[str, str] = field(default_factory=dict)  # on top of our own
     descriptors: Sequence[int] = ()  # inherited
+
+
+async def start_new(launch: Launch) -> asyncio.subprocess.Process:
+    """A process of its own; its settings have not been written yet."""
+    return await start_process(launch.module, launch.environment, launch.descriptors)
 
 
 class Supervisor:
@@ -56,6 +57,7 @@ class Supervisor:
         on_up: called when the child serves, with its summary; may be called again with more.
         on_down: called when a child has been reaped, before the next one starts.
         narrate: called with a line for people.
+        start: how to get a process for a launch: a new one, or one that stands by.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Supervisor:
         on_up: Callable[[dict[str, str]], None],
         on_down: Callable[[], None],
         narrate: Callable[[str], None],
+        start: Callable[[Launch], Awaitable[asyncio.subprocess.Process]] = start_new,
     ) -> None:
         self.name = name
         self.restarts = 0
@@ -74,9 +77,10 @@ class Supervisor:
         self._on_up = on_up
         self._on_down = on_down
         self._narrate = narrate
+        self._start = start
+        self._policy = RestartPolicy()
         self._process: asyncio.subprocess.Process | None = None
         self._is_up = False
-        self._was_ever_up = False
         self._is_stopping = False
         self._error = ""
         self._may_retry = True
@@ -95,20 +99,18 @@ class Supervisor:
         Raises:
             StartFailed: see V2.
         """
-        early_deaths = 0
         while not self._is_stopping:
             code, was_up = await self._run_once()
             if self._is_stopping:
                 return
             self.restarts += 1
-            early_deaths = 0 if was_up else early_deaths + 1
-            reason = self._error or _describe_exit(code)
-            if not self._was_ever_up and (code == EXIT_USAGE or not self._may_retry):
-                raise StartFailed(f"{self.name}: {reason}", EXIT_USAGE)
-            if early_deaths == MAX_EARLY_DEATHS:
-                raise StartFailed(f"{self.name}: died {early_deaths} times before it was ready; last: {reason}", 1)
-            self._narrate(f"{self.name}: {reason}; starting it again")
-            await asyncio.sleep(FIRST_BACKOFF * 2**early_deaths if early_deaths else 0)
+            reason = self._error or describe_exit(code)
+            match self._policy.died(was_up, code, self._may_retry):
+                case GiveUp(exit_code):
+                    raise StartFailed(f"{self.name}: {self._describe_giving_up(exit_code)}{reason}", exit_code)
+                case StartAgain(delay):
+                    self._narrate(f"{self.name}: {reason}; starting it again")
+                    await asyncio.sleep(delay)
 
     def close_lifeline(self) -> None:
         """Ask the child to end; `run` returns when it has."""
@@ -123,7 +125,7 @@ class Supervisor:
     def kill(self) -> None:
         """End the child at once."""
         if self._process is not None:
-            _kill(self._process)
+            kill(self._process)
 
     async def _run_once(self) -> tuple[int, bool]:
         """Start the child and follow it to its end.
@@ -133,22 +135,20 @@ class Supervisor:
         """
         self._is_up, self._error, self._may_retry = False, "", True
         launch = self._prepare()
-        self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",
-            "-m",
-            launch.module,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, **launch.environment},
-            pass_fds=launch.descriptors,
-        )
         try:
+            self._process = process = await self._start(launch)
+        except OSError as error:  # out of processes, memory or descriptors: that may pass
+            self._error = f"cannot be started: {error}"
+            self._on_down()
+            return EXIT_FAILED, False
+        try:
+            if self._is_stopping:
+                kill(process)
             await self._feed(process, launch.settings)
             await self._follow(process)
         finally:
             if not self._is_stopping:
-                _kill(process)
+                kill(process)
             code = await process.wait()
             was_up, self._is_up = self._is_up, False
             self._on_down()
@@ -176,7 +176,7 @@ class Supervisor:
             except TimeoutError:
                 self._error = self._describe_silence(patience)
                 _log.error("%s: %s; killing it", self.name, self._error)
-                _kill(process)
+                kill(process)
                 return
             if not line:
                 return
@@ -184,28 +184,20 @@ class Supervisor:
                 case Progress(text):
                     self._narrate(f"{self.name}: {text}")
                 case Up(summary):
-                    self._is_up = self._was_ever_up = True
+                    self._is_up = True
+                    self._policy.came_up()
                     self._on_up(summary)
                 case Broken(message, retry):
                     self._error, self._may_retry = message, retry
                 case Alive(patience):
                     pass
 
+    def _describe_giving_up(self, exit_code: int) -> str:
+        if exit_code != EXIT_FAILED:
+            return ""
+        return f"died {self._policy.early_deaths} times before it was ready; last: "
+
     def _describe_silence(self, patience: float) -> str:
         if self._is_up:
             return f"its working loop has been silent for {patience:.0f} s"
         return f"not ready within --startup-timeout {self._startup_timeout:.0f} s"
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    """SIGKILL.
-
-    Not `process.kill()`: that reaps a child that has just died, and asyncio then never learns its exit code.
-    """
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-
-
-def _describe_exit(code: int) -> str:
-    return f"killed by signal {-code}" if code < 0 else f"exited with {code}"

@@ -7,10 +7,12 @@ JSON line per status. Logs go to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import time
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -33,6 +35,13 @@ class Up(msgspec.Struct, frozen=True, tag=True):
     summary: dict[str, str] = {}
 
 
+class Promotion(msgspec.Struct, frozen=True):
+    """To a process that stands by: the first line on its stdin, before the settings of what it becomes."""
+
+    module: str  # "scorer_worker" or "engine"
+    environment: dict[str, str] = {}
+
+
 class Broken(msgspec.Struct, frozen=True, tag=True):
     """The child cannot serve. With `retry` false its settings are wrong and a restart would fail the same way."""
 
@@ -53,14 +62,24 @@ Status = Progress | Up | Broken | Alive
 
 
 class Child:
-    """The child's side of its connection to the launcher."""
+    """The child's side of its connection to the launcher.
 
-    def __init__(self) -> None:
+    Args:
+        name: for `ps` and `top`, at most 15 letters.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.rename(name)
         self.lifeline = os.dup(0)
         self._status = os.dup(1)
         os.dup2(2, 1)  # a library that prints to stdout must not damage the status lines
         os.set_blocking(self._status, False)
         self._encoder = msgspec.json.Encoder()
+
+    def rename(self, name: str) -> None:
+        """Be seen under this name; what the process was started as says nothing of one that has stood by."""
+        with contextlib.suppress(OSError):  # it is only for people
+            Path("/proc/self/comm").write_text(name)
 
     def read_settings(self, kind: type[T]) -> T:
         """The settings of this child, from the first line of stdin.

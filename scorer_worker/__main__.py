@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from scorer_worker.hosted_encoder import HostedEncoder
     from scorer_worker.scorer import Scorer
 
+NAME = "maxsimd-worker"
 MAX_WARM_UP_PAIRS = 16_384
 OUTSTANDING_BYTES = 256 * 2**20  # of embeddings on their way from all API servers together
 OUTSTANDING_TOKENS = 2**20  # of a worker that hosts no encoder and gets none
@@ -41,15 +42,18 @@ OUTSTANDING_TOKENS = 2**20  # of a worker that hosts no encoder and gets none
 BUSY_POLL_SECONDS = 0.0004  # a client's own work between an answer and its next request, and the way there
 
 
-def main() -> int:
+def main(child: Child | None = None) -> int:
     """Serve until the lifeline ends.
+
+    Args:
+        child: of the process that has stood by to become this one.
 
     Returns:
         0, or 2 where the settings are wrong (reported as Broken).
     """
-    child = Child()
-    settings = child.read_settings(WorkerSettings)
     ignore_stop_signals()
+    child = child or Child(NAME)
+    settings = child.read_settings(WorkerSettings)
     keep_freed_memory()
     logging.basicConfig(level=settings.log_level.upper(), format="worker: %(levelname)s %(message)s", stream=sys.stderr)
     try:
@@ -101,7 +105,7 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     arena = _make_arena(child, settings, model, device, taken)
     scorer = Scorer(arena)
     traits = TRAITS[device.type]
-    longest_batch = _warm_up(arena, scorer, traits)
+    longest_batch = warm_up(arena, scorer, traits)
     hosted = None
     if encoder is not None and thread is not None and model is not None:
         if device.type == "cuda":
@@ -161,7 +165,7 @@ def _make_arena(
         raise TooLittleMemory(f"--embedding-cache-size {size}: {str(error).splitlines()[0]}") from None
 
 
-def _warm_up(arena: Arena, scorer: Scorer, traits: DeviceTraits) -> float:
+def warm_up(arena: Arena, scorer: Scorer, traits: DeviceTraits) -> float:
     """One batch of full size through the real store and kernel, so that the first request does not pay for it.
 
     Returns:

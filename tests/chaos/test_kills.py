@@ -1,24 +1,31 @@
-"""P1 and P6: whatever is killed or hangs, nobody else loses a request, and every answer is right."""
+"""P1 and P6: whatever is killed or hangs, nobody else loses a request, and every answer is right.
+
+A process stands by: it takes a dead service's place, has nothing until then, and costs nothing when it dies.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.chaos.processes import API_SERVER, ENGINE, HANG_LIMIT, WORKER, hang, kill, restarts, wait_restart
+from tests.chaos.processes import API_SERVER, ENGINE, HANG_LIMIT, WORKER, hang, is_alive, kill, restarts, wait_restart
+from tests.chaos.sampling import holdings
 from tests.chaos.traffic import Traffic
 from tests.chaos.truth import Truth
-from tests.end_to_end.running_server import Server, wait_until
+from tests.end_to_end.running_server import STOP_LIMIT, Server, wait_until
 from tests.end_to_end.test_processes import count_connections
+
+SPARE = "scorer_worker.spare"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """Two API servers, for tests that leave everything running."""
-    running = Server("--api-server-count", "2", "--embedding-cache-size", "64MiB")
+    """Two API servers, and a process that stands by, for tests that leave everything running."""
+    running = Server("--api-server-count", "2", "--embedding-cache-size", "64MiB", "--spare-process", "on")
     yield running
     running.end()
 
@@ -94,3 +101,95 @@ def test_hanging_api_server_is_found_killed_and_started_again(server: Server, tr
     assert traffic.problems == []
     assert 0 < traffic.resets <= owned
     assert traffic.lost == 0
+
+
+def wait_spare(server: Server, before: int = 0) -> int:
+    """Until a process stands by, another one than `before`; its pid. It has its name once everything is imported."""
+
+    def standing() -> list[int]:
+        pids = server.children(SPARE)
+        return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "maxsimd-spare\n" and pid != before]
+
+    wait_until(standing)
+    (spare,) = standing()
+    return spare
+
+
+def test_spare_becomes_whichever_service_dies_also_while_it_is_being_born(server: Server, truth: Truth) -> None:
+    spare = wait_spare(server)
+    before = [restarts(server, module) for module in (WORKER, ENGINE)]
+    with Traffic(server.url, truth, seed=21) as traffic:
+        traffic.wait_round()
+        kill(server, WORKER)
+        assert server.children(WORKER) == [spare]
+        wait_until(lambda: server.children(SPARE))
+        (unborn,) = server.children(SPARE)
+        kill(server, ENGINE)
+        assert server.children(ENGINE) == [unborn]
+        traffic.wait_round()
+    assert traffic.problems == [] and traffic.resets == 0
+    assert [restarts(server, module) for module in (WORKER, ENGINE)] == [count + 1 for count in before]
+
+
+def test_spare_that_dies_is_followed_by_another_and_is_no_crash(server: Server) -> None:
+    spare, before = wait_spare(server), [restarts(server, module) for module in (WORKER, ENGINE)]
+    services = [server.children(module) for module in (WORKER, ENGINE)]
+    os.kill(spare, signal.SIGKILL)
+    wait_spare(server, spare)
+    assert "spare: killed by signal 9 while it stood by; another one follows" in server.log
+    assert [server.children(module) for module in (WORKER, ENGINE)] == services
+    assert [restarts(server, module) for module in (WORKER, ENGINE)] == before
+    assert len(server.scores("still there?", ["yes"])) == 1
+
+
+@pytest.mark.long
+def test_service_that_dies_with_its_spare_is_started_anew(server: Server) -> None:
+    before = restarts(server, WORKER)
+    spare, (worker,) = wait_spare(server), server.children(WORKER)
+    for victim in (spare, worker):
+        os.kill(victim, signal.SIGKILL)
+    wait_restart(server, WORKER, before)
+    assert restarts(server, WORKER) == before + 1
+    assert len(server.scores("still there?", ["yes"])) == 1
+    wait_spare(server, spare)
+
+
+@pytest.mark.long
+def test_service_that_dies_after_its_unborn_spare_comes_back(server: Server) -> None:
+    before, spare = restarts(server, WORKER), wait_spare(server)
+    os.kill(spare, signal.SIGKILL)
+    wait_until(lambda: (unborn := server.children(SPARE)) and unborn != [spare])
+    for victim in (server.children(SPARE)[-1], server.children(WORKER)[-1]):
+        os.kill(victim, signal.SIGKILL)
+    wait_restart(server, WORKER, before)
+    assert restarts(server, WORKER) == before + 1
+    assert len(server.scores("still there?", ["yes"])) == 1
+    wait_spare(server, spare)
+
+
+def test_spare_has_no_model_no_store_no_socket_and_no_device(server: Server) -> None:
+    spare = wait_spare(server)
+    held = holdings(spare)
+    assert held.own_mib < 250, "imports take 150 MiB; the model would be 90 more, the store 64"
+    assert held.sockets == 0
+    maps = Path(f"/proc/{spare}/maps").read_text()
+    assert "libtorch" in maps and ".safetensors" not in maps and "/dev/nvidia" not in maps
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["sigterm-to-all", "launcher-killed"])
+def test_spare_ends_with_the_launch(number: int) -> None:
+    """Also one that is only being born, and without a word of it."""
+    launch = Server("--no-engine", "--dim", "8", "--api-server-count", "1", "--spare-process", "on")
+    try:
+        wait_until(lambda: launch.children(SPARE))
+        children = launch.children()
+        assert len(children) == 3
+        if number == signal.SIGKILL:
+            launch.process.kill()
+        else:
+            os.killpg(launch.process.pid, number)
+            assert launch.wait() == 0
+        wait_until(lambda: not any(map(is_alive, children)), STOP_LIMIT)
+        assert "Traceback" not in launch.log and "spare: " not in launch.log
+    finally:
+        launch.end()

@@ -59,6 +59,7 @@ class Traffic:
     ) -> None:
         self.answers = 0  # right or wrong
         self.resets = 0  # connections that ended before their answer
+        self.reset_errors: list[str] = []  # how, of the first ones
         self.lost = 0  # requests that ended so
         self.given_up = 0
         self.problems: list[str] = []
@@ -185,8 +186,9 @@ class Traffic:
             try:
                 answer = await client.post(path, json=body)
                 break
-            except httpx.TransportError:
+            except httpx.TransportError as error:
                 self.resets += 1
+                self.reset_errors += [f"{path}: {error!r}"] if len(self.reset_errors) < 20 else []
                 if not self._retries:
                     self.lost += 1
                     return

@@ -21,6 +21,7 @@ import numpy as np
 
 START_LIMIT = 90.0  # seconds until ready, on a busy machine
 STOP_LIMIT = 30.0
+BECOME = {"maxsimd-worker": "scorer_worker", "maxsimd-engine": "engine"}  # the names of processes that stood by
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -35,7 +36,7 @@ def wait_until(condition: Callable[[], Any], limit: float = START_LIMIT) -> None
 
 
 class Server:
-    """`maxsimd serve` as a user starts it, on a free port of loopback."""
+    """`maxsimd serve` as a user starts it, on a free port of loopback; no process stands by, unless it is asked for."""
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None, wait: bool = True) -> None:
         self.lines: list[str] = []
@@ -44,7 +45,7 @@ class Server:
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "MAXSIMD_SPARE_PROCESS": "off", **(environment or {})},
             start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read)
@@ -79,10 +80,10 @@ class Server:
         for directory in Path("/proc").glob("[0-9]*"):
             try:
                 parent = int((directory / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                command = (directory / "cmdline").read_text().split("\0")
+                modules = _modules(directory)
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if parent == self.process.pid and module in [*command, ""]:
+            if parent == self.process.pid and module in [*modules, ""]:
                 found.append(int(directory.name))
         return sorted(found)
 
@@ -132,6 +133,12 @@ class Server:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.wait()
+
+
+def _modules(process: Path) -> list[str]:
+    """What a process runs: what it has become, else its command line."""
+    become = BECOME.get((process / "comm").read_text().strip())
+    return [become] if become else (process / "cmdline").read_text().split("\0")
 
 
 def random_embeddings(rows: int, dim: int, seed: int) -> Floats:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from tests.end_to_end.running_server import STOP_LIMIT, Server, as_input, random
 
 
 def run_directories() -> set[Path]:
-    return set(Path("/tmp").glob("maxsimd-*"))
+    return set(Path(tempfile.gettempdir()).glob("maxsimd-*"))
 
 
 def is_alive(pid: int) -> bool:

@@ -74,6 +74,7 @@ EXAMPLES = {  # for every option: text that differs from the default, more that 
     "cache_directory": ("/tmp/cache", [], "/tmp/cache"),
     "embedding_dtype": ("float16", [], "float16"),
     "engine_placement": ("worker", [], "worker"),
+    "spare_process": ("off", [], "off"),
     "no_engine": ("true", ["--dim", "8"], True),
     "dim": ("128", ["--no-engine"], 128),
     "max_batch_tokens": ("4096", [], 4096),
