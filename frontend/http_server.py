@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -30,6 +31,7 @@ HEAD_TIMEOUT = 10.0  # seconds from a head's first byte to its last; and for a T
 REST_TIMEOUT = 10.0  # seconds for the rest of a body whose request has been answered already
 UNREAD_TIMEOUT = 30.0  # seconds in which a client must take something of an answer
 FAREWELL = 600.0  # seconds in which TLS may end, what is still unsent included; who takes nothing has UNREAD_TIMEOUT
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER
 LAST_WORDS = 0.1  # seconds at a stop in which requests that are already in a socket's buffer are still read
 
 _log = logging.getLogger("maxsimd.api_server")
@@ -291,6 +293,8 @@ class _Connection(HttpToolsProtocol):
         if self.transport.get_write_buffer_size() < self._unread_bytes:
             self._watch_reader()
         else:
+            # with a reset: else the kernel would go on offering what it still holds
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self.transport.abort()
 
     def _on_slow_head(self) -> None:
