@@ -60,7 +60,7 @@ test-without-torch: $(BARE)/.installed ## run the tests of the rooms that must w
 	@! $(BARE)/bin/python -P -c 'import torch' 2>/dev/null || { $(SAY) "torch is installed in $(BARE)"; exit 1; }
 	@$(BARE)/bin/python -P -m pytest tests/ipc tests/frontend tests/test_import_rules.py $(ARGS)
 
-clients: $(CLIENTS)/.installed ## install the client packages of docs/clients.md; then make test runs those tests too
+clients: $(CLIENTS)/.installed $(CLIENTS)-newest/.installed ## install the client packages of docs/clients.md; then make test runs those tests too
 
 check: $(DEVELOPER) ## check format, lint and types
 	@$(RUN) -m ruff format --check .
@@ -122,9 +122,11 @@ $(BARE)/.installed: $(SOURCES_OF_SETUP) | $(BIN)/pip
 	@$(BARE)/bin/python -P -m pip install $(PIP_OPTIONS) --editable '.[test]'
 	@touch $@
 
-# Their versions exclude ours in part, so they have an environment of their own.
+# Their versions exclude ours, and in part each other's, so they have environments of their own.
 $(CLIENTS)/.installed: constraints/clients.txt | $(BIN)/pip
-	@$(SAY) "installing the clients of docs/clients.md into $(CLIENTS); download: about 80 MB"
-	@$(RUN) -m venv --clear $(CLIENTS)
-	@$(CLIENTS)/bin/python -P -m pip install -qq --disable-pip-version-check --requirement constraints/clients.txt
+$(CLIENTS)-newest/.installed: constraints/clients-newest.txt | $(BIN)/pip
+$(CLIENTS)/.installed $(CLIENTS)-newest/.installed:
+	@$(SAY) "installing clients of docs/clients.md into $(@D); download: about 50 MB"
+	@$(RUN) -m venv --clear $(@D)
+	@$(@D)/bin/python -P -m pip install -qq --disable-pip-version-check --requirement $<
 	@touch $@

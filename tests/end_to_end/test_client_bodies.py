@@ -1,7 +1,9 @@
-"""Programs that cannot be run here: the bodies they send, and that their answers hold what they read.
+"""Programs that are too heavy to be run here: the bodies they send, and that their answers hold what they read.
 
-From their code, by version: llama-index (cohere 0.10, jina 0.6, tei 0.6, nvidia 0.7), haystack (jina 2.0, nvidia 3.0),
-Open WebUI 0.12, Dify's plugins, RAGFlow, LibreChat, MaxKB, Weaviate, vLLM 0.33's benchmark.
+By version: llama-index (cohere 0.10, jina 0.6, tei 0.6, nvidia 0.7), haystack (jina 1.2, cohere 11.0, nvidia 3.0),
+langchain-community 0.4.2 and voyageai 0.5.0 were run by hand against this server, and the bodies that came written
+down; Open WebUI 0.12, Dify's plugins, RAGFlow, LibreChat, MaxKB, Weaviate and vLLM 0.33's benchmark are known from
+their code.
 """
 
 from __future__ import annotations
@@ -45,6 +47,11 @@ def nvidia(answer: Any) -> list[float]:
     return [ranking["logit"] for ranking in sorted(answer["rankings"], key=lambda ranking: int(ranking["index"]))]
 
 
+def voyage(answer: Any) -> list[float]:
+    assert answer["usage"]["total_tokens"] > 0
+    return by_index({"results": answer["data"]})
+
+
 def counted(answer: Any) -> list[float]:
     assert answer["usage"]["prompt_tokens"] > 0
     assert answer["usage"]["total_tokens"] > 0
@@ -60,8 +67,10 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any], Check]] = {
     "llama-index cohere": ("/v2/rerank", {**ASK, "model": "rerank-v3.5", "top_n": 3}, by_index),
     "llama-index jina": ("/v1/rerank", {**ASK, **MODEL, "top_n": 3}, by_index),
     "llama-index tei": ("/rerank", {"query": QUERY, "texts": DOCUMENTS}, tei),
-    "llama-index nvidia": ("/v1/ranking", {**PASSAGES, "model": "nv", "truncate": "END"}, nvidia),
+    "llama-index nvidia": ("/v1/ranking", {**PASSAGES, "model": "all-MiniLM-L6-v2"}, nvidia),
+    "nvidia, cut": ("/v1/ranking", {**PASSAGES, "model": "nv", "truncate": "END"}, nvidia),
     "haystack jina": ("/v1/rerank", {**ASK, **MODEL, "top_n": None}, counted),
+    "haystack cohere": ("/v2/rerank", {**ASK, "model": "any", "top_n": 10, "max_tokens_per_doc": 4096}, by_index),
     "haystack nvidia": ("/v1/ranking", {**PASSAGES, "model": "nv"}, nvidia),
     "open webui": ("/v1/rerank", {**ASK, "model": "any", "top_n": 3}, by_index),
     "dify compatible": ("/v1/rerank", {**ASK, "model": "any", "top_n": 3}, with_documents),
@@ -71,6 +80,12 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any], Check]] = {
     "ragflow": ("/v1/rerank", {**ASK, "model": "any", "top_n": 3, "return_documents": False}, by_index),
     "librechat": ("/v1/rerank", {**ASK, **MODEL, "top_n": 3, "return_documents": True}, with_documents),
     "maxkb": ("/v1/rerank", {**ASK, "model": "any"}, with_documents),
+    "langchain infinity": (
+        "/rerank",
+        {**ASK, "model": "any", "return_documents": False, "raw_scores": False},
+        counted,
+    ),
+    "voyage": ("/v1/rerank", {**ASK, "model": "rerank-2", "top_k": None, "truncation": True}, voyage),
     "langchain": ("/v2/rerank", {**ASK, "model": "any", "top_n": 3, "max_tokens_per_doc": None}, by_index),
 }
 
@@ -93,6 +108,12 @@ def test_weaviate_reads_the_plural(shared_server: Server, role: str) -> None:
     assert [each["index"] for each in answer["data"]] == [0, 1, 2]
     for each in answer["data"]:
         assert {len(row) for row in each["embeddings"]} == {shared_dim(shared_server)}
+
+
+def test_llama_index_s_nvidia_reads_the_models_first(shared_server: Server) -> None:
+    """`root` is taken for the base model; the first one that is its own is the default."""
+    (model,) = httpx.get(shared_server.url + "/v1/models").json()["data"]
+    assert model["id"] == model["root"] == "all-MiniLM-L6-v2"
 
 
 def test_dify_s_tei_plugin_looks_for_a_reranker(shared_server: Server) -> None:
