@@ -14,7 +14,7 @@ from frontend.bench.config import BenchConfig
 from frontend.bench.config import options as bench_options
 from frontend.config import ServeConfig, build_config, options
 from frontend.config_file import read_config_file, source_of
-from frontend.options import ConfigError, ManualParser, NamedOption, add_options, read
+from frontend.options import ConfigError, ManualParser, NamedOption, add_options, misspelt_variables, read
 from frontend.version import VERSION
 from ipc.child import EXIT_USAGE
 
@@ -31,6 +31,7 @@ examples:
   maxsimd serve path/to/colbert --port 9000            a model of your own
   maxsimd serve --no-engine --dim 128                  only embeddings that requests carry
   MAXSIMD_API_KEY=key1,key2 maxsimd serve --host 0.0.0.0 --embedding-cache-size 8GiB
+  maxsimd serve --ssl-certfile chain.pem --ssl-keyfile key.pem --api-key-file keys
 
 endpoints:
   POST /rerank /v1/rerank /v2/rerank /score /v1/score
@@ -86,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from frontend import check
 
         return check.run(config)
+    for name, meant in misspelt_variables(options(), os.environ).items():
+        sys.stderr.write(f"maxsimd: warning: {name} is no setting; did you mean {meant}?\n")
     if config.is_open:
         place = config.host if config.uds is None else config.uds
         sys.stderr.write(f"maxsimd: warning: anybody who reaches {place} can use this server: no --api-key is set\n")

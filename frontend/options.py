@@ -10,6 +10,7 @@ import argparse
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import NoReturn, get_type_hints
 
 import msgspec
@@ -226,6 +227,17 @@ def read(
         elif named.field in file:
             given[named.field] = _parse(named, source_in_file(named), file[named.field])
     return given
+
+
+def misspelt_variables(options: Sequence[NamedOption], environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that are no setting's but look like one's, and which: a key in MAXSIMD_API_KEYS closes no door."""
+    known = [named.variable for named in options]
+    close = {
+        name: get_close_matches(name, known, n=1, cutoff=0.9)
+        for name in environment
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known
+    }
+    return {name: matches[0] for name, matches in close.items() if matches}
 
 
 def _words_of_variable(named: NamedOption, environment: Mapping[str, str]) -> list[str] | None:

@@ -150,6 +150,36 @@ def test_the_prefix_opens_nothing(secure: Secure) -> None:
         assert client.post(f"{ROOT}/rerank", json=BODY, headers=BEARER).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/models",
+        "//v1/models",
+        "//health",
+        "/health/",
+        "/HEALTH",
+        "/health%2f",
+        "/health;x",
+        "/health/..%2fv1/models",
+        "/health/../v1/models",
+        "/./health",
+        "/health%00",
+        "/v1/models?x=/health",
+        "http://x/v1/models",
+        "http://x//health",
+        "*",
+        f"{ROOT}//health",
+        f"{ROOT}/../health",
+        f"{ROOT}/health/..;/v1/models",
+    ],
+)
+def test_no_way_to_write_a_path_opens_it(secure: Secure, target: str) -> None:
+    """As bytes: clients tidy paths up."""
+    with secure.context().wrap_socket(secure.connect(), server_hostname="127.0.0.1") as connection:
+        connection.sendall(f"GET {target} HTTP/1.1\r\nhost: x/health?\r\nconnection: close\r\n\r\n".encode())
+        assert read_to_the_end(connection).startswith(b"HTTP/1.1 401 ")
+
+
 def test_an_api_server_that_comes_back_needs_no_files(secure: Secure) -> None:
     """Runs last: the files are gone then."""
     for path in secure.folder.iterdir():

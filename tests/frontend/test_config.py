@@ -15,7 +15,7 @@ from frontend import config as config_module
 from frontend.cli import parse_command_line
 from frontend.config import ServeConfig, options, settings_page
 from frontend.memory import cgroup_memory_limit
-from frontend.options import ConfigError, format_size, seconds, size
+from frontend.options import ConfigError, format_size, misspelt_variables, seconds, size
 
 ROOT = Path(__file__).parent.parent.parent
 GIB = 2**30
@@ -124,6 +124,23 @@ def test_every_option_can_be_given_by_flag_and_by_variable(field: str) -> None:
 )
 def test_a_switch_is_turned_on_and_off_by_its_variable(word: str, expected: bool) -> None:
     assert serve(environment={"MAXSIMD_STRICT_MODEL_NAME": word}).strict_model_name is expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("MAXSIMD_API_KEYS", "MAXSIMD_API_KEY"),
+        ("MAXSIMD_APIKEY", "MAXSIMD_API_KEY"),
+        ("MAXSIMD_SSL_CERT_FILE", "MAXSIMD_SSL_CERTFILE"),
+        ("MAXSIMD_PORT_8000_TCP_PORT", None),  # as Kubernetes sets them for a service of this name
+        ("MAXSIMD_SERVICE_HOST", None),
+        ("MAXSIMD_API_KEY", None),
+        ("API_KEYS", None),
+    ],
+)
+def test_a_variable_that_is_nearly_a_setting_s_is_pointed_out(variable: str, meant: str | None) -> None:
+    expected = {} if meant is None else {variable: meant}
+    assert misspelt_variables(options(), {variable: "x", "PATH": "/"}) == expected
 
 
 # --- the file -------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -14,6 +16,8 @@ from frontend.auth import PUBLIC_PATHS, digest_of
 from frontend.openapi import Operation
 from frontend.operations import OPERATIONS
 from tests.frontend.surface import Surface
+
+ROOT = Path(__file__).parents[2]
 
 
 def document_of(surface: Surface) -> dict[str, Any]:
@@ -27,6 +31,17 @@ def test_every_route_is_in_the_document_and_the_reverse() -> None:
     served = {(route.path, method) for route in ROUTES for method in (route.methods or set()) - {"HEAD"}}
     paths = document_of(Surface())["paths"]
     assert {(path, method.upper()) for path, methods in paths.items() for method in methods} == served
+
+
+def test_every_path_is_in_the_page_for_users_and_the_reverse() -> None:
+    table = (ROOT / "docs" / "http.md").read_text("utf-8").partition("## Inputs")[0]
+    named = {
+        (method, path)
+        for line in re.findall(r"^\| (`(?:GET|POST) .*?) \|", table, re.MULTILINE)
+        for method in [line[1:].partition(" ")[0]]
+        for path in re.findall(r"(/[\w./-]+)`", line)
+    }
+    assert named == {(operation.method, path) for operation in OPERATIONS for path in operation.paths}
 
 
 def test_every_reference_leads_somewhere() -> None:
