@@ -15,6 +15,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Scope
 
 from frontend.dialect import Dialect, dialect_of
@@ -148,10 +149,18 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         message = f"method: {request.method[:MAX_ECHO]} is not allowed on {path[:MAX_ECHO]}, expected {allowed}"
         failure = RequestFailed(HttpError.METHOD_NOT_ALLOWED, message)
     else:
-        failure = RequestFailed(HttpError.NOT_FOUND, f"path: {path[:MAX_ECHO]} is not served")
+        served = [route.path for route in request.app.routes if isinstance(route, Route)]
+        meant = max((each for each in served if _tidy(path).endswith(each)), key=len, default=None)
+        hint = "/docs lists what is" if meant is None else f"did you mean {meant}?"
+        failure = RequestFailed(HttpError.NOT_FOUND, f"path: {path[:MAX_ECHO]} is not served; {hint}")
     response = error_response(request.scope, failure)
     response.headers.update(error.headers or {})
     return response
+
+
+def _tidy(path: str) -> str:
+    """Without what base URLs put too much: a slash at the end, or two in a row."""
+    return "/" + "/".join(filter(None, path.split("/")))
 
 
 async def on_bug(request: Request, error: Exception) -> Response:

@@ -13,6 +13,7 @@ import asyncio
 import math
 import os
 import random
+import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -148,7 +149,8 @@ class Client:
         self._workload = workload
         self._numbers = range(task.first, len(workload.requests), task.step)
         parts = urlsplit(task.url)
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or (443 if self._tls else 80)
         lines = [f"POST {parts.path or '/'} HTTP/1.1", f"host: {parts.netloc}", "content-type: application/json"]
         lines += [f"{name}: {value}" for name, value in task.headers.items()]
         self._head = "\r\n".join(lines) + "\r\ncontent-length: "
@@ -202,7 +204,8 @@ class Client:
     async def _exchange(self, message: bytes) -> tuple[int, bytes]:
         connection = self._idle.pop() if self._idle else None
         if connection is None or not connection.is_open:
-            _, connection = await asyncio.get_running_loop().create_connection(Connection, self._host, self._port)
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=self._tls)
         try:
             answer = await connection.ask(message)
         except BaseException:

@@ -41,7 +41,12 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ConfigError: two settings contradict each other.
     """
 
-    base_url: Annotated[str, Option(SERVER, "Where the server listens.", text, "URL")] = "http://127.0.0.1:8000"
+    base_url: Annotated[
+        str,
+        Option(
+            SERVER, "Where the server listens; https is verified as OpenSSL is told to (SSL_CERT_FILE).", text, "URL"
+        ),
+    ] = "http://127.0.0.1:8000"
     endpoint: Annotated[str, Option(SERVER, "Path of the rerank requests.", text, "PATH")] = "/rerank"
     model: Annotated[
         str | None, Option(SERVER, "Model name in the requests.", text, "NAME", default_text="none is sent")
@@ -150,8 +155,8 @@ class BenchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         if (self.dataset_name == "jsonl") != (self.dataset_path is not None):
             raise ConfigError("--dataset-path: goes with --dataset-name jsonl, and it with a path")
-        if not self.base_url.startswith("http://"):
-            raise ConfigError(f"--base-url: must begin with http://, got {self.base_url!r}")
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ConfigError(f"--base-url: must begin with http:// or https://, got {self.base_url!r}")
         if not self.endpoint.startswith("/"):
             raise ConfigError(f"--endpoint: must begin with /, got {self.endpoint!r}")
         if self.client_processes > self.max_concurrency:

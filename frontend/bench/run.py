@@ -148,7 +148,8 @@ def check_server(config: BenchConfig) -> None:
         BenchFailed: it cannot.
     """
     parts = urlsplit(config.base_url)
-    connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port or 80, timeout=600)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=600)
     body = msgspec.json.encode({"query": "warm up", "documents": ["one document"], **_extra(config)})
     try:
         connection.request("POST", config.endpoint, body, {"content-type": "application/json", **_headers(config)})

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -164,11 +167,30 @@ class _Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, type[_Answers]]]:
+    with serving() as (http, handler):
+        yield f"http://127.0.0.1:{http.server_address[1]}", handler
+
+
+@pytest.fixture
+def secure_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[_Answers]]]:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with serving(context) as (http, handler):
+        yield f"https://127.0.0.1:{http.server_address[1]}", handler
+
+
+@contextmanager
+def serving(context: ssl.SSLContext | None = None) -> Iterator[tuple[ThreadingHTTPServer, type[_Answers]]]:
     handler = type("Handler", (_Answers,), {"bodies": []})
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if context is not None:
+        http.socket = context.wrap_socket(http.socket, server_side=True)
     thread = threading.Thread(target=http.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{http.server_address[1]}", handler
+    yield http, handler
     http.shutdown()
     http.server_close()
     thread.join()
@@ -269,11 +291,22 @@ def test_the_command_measures_and_saves(
     assert "secret" not in saved.read_text()
 
 
+def test_https_is_spoken_and_verified(secure_server: tuple[str, type[_Answers]], tmp_path: Path) -> None:
+    url, handler = secure_server
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"query": "a", "documents": ["x", "y"]}\n')
+    argv = ["bench", "--base-url", url, "--dataset-name", "jsonl", "--dataset-path", str(requests)]
+    assert cli.main([*argv, "--num-prompts", "4", "--max-concurrency", "2", "--client-processes", "1"]) == 0
+    assert len(handler.bodies) >= 5
+    (tmp_path / "ca.pem").write_bytes(trustme.CA().cert_pem.bytes())
+    assert cli.main([*argv, "--num-prompts", "4", "--max-concurrency", "2", "--client-processes", "1"]) != 0
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--dataset-name", "jsonl"], "--dataset-path"),
-        (["--base-url", "localhost:8000"], "--base-url: must begin with http://"),
+        (["--base-url", "localhost:8000"], "--base-url: must begin with http:// or https://"),
         (["--request-rate", "0"], "--request-rate: must be requests per second above 0"),
         (["--client-processes", "4", "--max-concurrency", "2"], "--client-processes"),
         (["--tokenizer", "/nowhere"], "--tokenizer: cannot read /nowhere/tokenizer.json"),

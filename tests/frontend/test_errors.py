@@ -12,6 +12,7 @@ from starlette.types import Scope
 from frontend.errors import HTTP_STATUS, MAX_MESSAGE, HttpError, RequestFailed, error_response, invalid
 from ipc.errors import ServiceFailed
 from ipc.messages import ErrorCode
+from tests.frontend.surface import Surface
 
 
 def scope_of(path: str, request_id: str) -> Scope:
@@ -107,3 +108,20 @@ def test_a_message_is_capped(path: str) -> None:
     response = error_response(scope_of(path, "id"), invalid("x" * 1_000_000))
     assert len(content(response)["message"]) <= MAX_MESSAGE + 3
     assert len(bytes(response.body)) < 4 * MAX_MESSAGE
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/rerank/", "did you mean /rerank?"),
+        ("//v1/rerank", "did you mean /v1/rerank?"),
+        ("/v1/v2/rerank", "did you mean /v2/rerank?"),
+        ("/v1/rerank/rerank", "did you mean /rerank?"),
+        ("/", "/docs lists what is"),
+        ("/v1/chat/completions", "/docs lists what is"),
+    ],
+)
+def test_a_path_that_a_base_url_has_spoilt_is_put_right(path: str, hint: str) -> None:
+    response = Surface().request("POST", f"http://server{path}", json={})
+    assert response.status_code == 404
+    assert response.json()["message"] == f"path: {path} is not served; {hint}"
