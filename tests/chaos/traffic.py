@@ -113,7 +113,7 @@ class Traffic:
                 body = self._body(query, documents)
                 kind = self._choose.random()
                 if kind < CANCELLED:
-                    await self._give_up(client, body)
+                    await self._give_up(body)
                 elif kind < CANCELLED + CUT_OFF:
                     await self._cut_off(body)
                 elif kind < CANCELLED + CUT_OFF + EMBEDDED:
@@ -211,11 +211,16 @@ class Traffic:
             if not abs(result["relevance_score"] - expected) <= TOLERANCE:
                 self.problems.append(f"query {query}, documents {documents}: {result}, expected {expected}")
 
-    async def _give_up(self, client: httpx.AsyncClient, body: dict[str, Any]) -> None:
-        """Hang up while the server works."""
+    async def _give_up(self, body: dict[str, Any]) -> None:
+        """Hang up while the server works.
+
+        With a client of its own: a request that is cancelled at the wrong moment keeps its connection in httpx's pool
+        for ever, and the next one waits for it (seen with httpx 0.28.1, httpcore 1.0.9).
+        """
         try:
-            async with asyncio.timeout(self._choose.random() * 0.05):
-                await client.post("/rerank", json=body)
+            async with httpx.AsyncClient(base_url=self._url, timeout=PATIENCE) as client:
+                async with asyncio.timeout(self._choose.random() * 0.05):
+                    await client.post("/rerank", json=body)
         except (TimeoutError, httpx.TransportError):
             self.given_up += 1
 
