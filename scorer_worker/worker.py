@@ -9,7 +9,7 @@ encode queue what is encoded.
     W3  Entries are unpinned by whoever ends the job, whatever ended it.
     W4  Whatever is done for a request, its name stands in the running file meanwhile, not only while it is scored: a
         request that ends the worker as it is read, or as it gets room, is known to the next one too.
-    W4  Pairs are aligned only for a job that wants it, in the batch that scores them, and that counts as this job's
+    W5  Pairs are aligned only for a job that wants it, in the batch that scores them, and that counts as this job's
         work: nobody waits longer for it than for scoring.
 """
 
@@ -355,7 +355,7 @@ class Worker:
         work = self._traits.pair_work(query_rows, document_rows, self._dim)
         if job.message.want_alignment:
             job.aligned = AlignedRows()
-            work = 2 * work + self._traits.aligned_pair_work  # W4
+            work = 2 * work + self._traits.aligned_pair_work  # W5
         self._batcher.add(ScoringJob(job.name, job.message.client, job.num_pairs, work, job.is_suspect))
 
     def _score(self, batch: list[PairSlice]) -> None:

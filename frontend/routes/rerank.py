@@ -29,6 +29,7 @@ from frontend.explanation import (
     TokenMatch,
     explanation_request,
     relevant_spans,
+    written,
 )
 from frontend.json_body import sent_fields
 from frontend.ranking import EmbeddingsInput, RankingResult, RankingTask, TextInput
@@ -150,7 +151,7 @@ def _explain_results(
     """Put into results what was asked for of their explanation."""
     for place, result in enumerate(results):
         own = matches.get(result.index, ())
-        fields: dict[str, object] = {"explanation": list(own)} if asked.matches else {}
+        fields: dict[str, object] = {"explanation": written(own)} if asked.matches else {}
         text = ranked.text(result.index) if asked.spans is not None else None
         if asked.spans is not None and text is not None:
             fields["relevant_spans"] = relevant_spans(own, is_query_text, text, asked.spans)

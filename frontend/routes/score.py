@@ -14,7 +14,7 @@ from starlette.responses import Response
 from frontend.binary_body import decode_binary
 from frontend.call import Call, GivenInput, admitted
 from frontend.errors import invalid
-from frontend.explanation import TokenMatch, explanation_request
+from frontend.explanation import TokenMatch, explanation_request, written
 from frontend.ranking import RankingResult
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import (
@@ -56,7 +56,7 @@ async def score(request: Request) -> Response:
         def write(matches: Mapping[int, Sequence[TokenMatch]]) -> bytes:
             answer = _answer(call, body, pairs, result)
             for place, pair in enumerate(answer.data):
-                answer.data[place] = msgspec.structs.replace(pair, explanation=list(matches.get(place, ())))
+                answer.data[place] = msgspec.structs.replace(pair, explanation=written(matches.get(place, ())))
             return _encoder.encode(answer)
 
         async with call.explained(task, result) as matches:
