@@ -21,7 +21,7 @@ class DeviceTraits:
     batch_work: int  # multiply-adds in one launch
     slice_work: int  # of one client's turn
     read_rows: int  # query rows whose products take as long as it takes to bring a document's row to them
-    aligned_pair_work: int  # multiply-adds that take as long as a small pair's alignment: all overhead
+    aligned_pair_work: int  # multiply-adds that take as long as what a pair's alignment costs beside its product
 
     def pair_work(self, query_rows: float, document_rows: float, dim: int) -> int:
         """What scoring a pair of about so many rows costs, in multiply-adds."""
@@ -31,8 +31,8 @@ class DeviceTraits:
 TRAITS = {
     # about 7 ms of two cores; a call by itself costs 0.1 ms. 1.4 to 1.9 * 10**11 a second (docs/numbers.md), of which
     # gathering and reducing take 40 % beside a query of 32 rows
-    "cpu": DeviceTraits(batch_work=10**9, slice_work=25 * 10**7, read_rows=24, aligned_pair_work=3 * 10**6),
-    "cuda": DeviceTraits(batch_work=4 * 10**11, slice_work=10**11, read_rows=0, aligned_pair_work=10**10),  # about 2 ms
+    "cpu": DeviceTraits(batch_work=10**9, slice_work=25 * 10**7, read_rows=24, aligned_pair_work=10**6),
+    "cuda": DeviceTraits(batch_work=4 * 10**11, slice_work=10**11, read_rows=0, aligned_pair_work=10**9),  # about 2 ms
 }
 
 

@@ -74,27 +74,29 @@ def test_texts_longer_than_a_block_are_aligned_as_a_whole(monkeypatch: pytest.Mo
     texts = Filled([70, 200, 31], 32)
     whole = check(texts, [(0, [1, 2])])
     monkeypatch.setattr(alignment, "QUERY_BLOCK", 16)
-    monkeypatch.setattr(alignment, "DOCUMENT_BLOCK", 24)
+    monkeypatch.setattr(alignment, "BLOCK_GRAINS", 2)
     assert check(texts, [(0, [1, 2])]).document_rows == whole.document_rows
 
 
-@pytest.mark.parametrize("block", [3, 2048])
+@pytest.mark.parametrize("block", [1, 512])
 @pytest.mark.parametrize("kind", [Reference, Aligner])
 def test_of_equal_rows_the_first_is_named(
     monkeypatch: pytest.MonkeyPatch, kind: type[Reference] | type[Aligner], block: int
 ) -> None:
     """Also where the equal ones lie in different blocks, and never the row that pads a document's last grain."""
-    monkeypatch.setattr(alignment, "DOCUMENT_BLOCK", block)
-    texts = Filled([2, 13], 16)
+    monkeypatch.setattr(alignment, "BLOCK_GRAINS", block)
+    texts = Filled([2, 29], 16)
     query, document = texts.entries
     axis = torch.eye(16)
     texts.arena.rows[query.start : query.start + 2] = axis[:2]
-    places = [5, 3, 0, 1, 4, 0, 1, 1, 0, 0, 1, 2, 0]  # which axis each row of the document lies on
-    texts.arena.rows[document.start : document.start + 13] = axis[places]
+    places = [5, 3, 0, 4, 4, 0, 2, 6, 0, 0, 3, 2, 0, 4, 4, 2]  # which axis each row of the document lies on
+    places += [0, 4, 1, 0, 1, 1, 0, 4, 4, 0, 1, 0, 1]
+    places += places[-1:] * 3  # the last grain is filled with the last row
+    texts.arena.rows[document.start : document.start + 32] = axis[places]
     pairs = groups_of(texts, [(0, [1])])
     aligner = kind(texts.arena.rows)
     found = aligner.align(pairs) if isinstance(aligner, Reference) else aligner(pairs)
-    assert found.document_rows.tolist() == [2, 3]
+    assert found.document_rows.tolist() == [2, 18]
     assert found.similarities.tolist() == [1.0, 1.0]
 
 
