@@ -32,6 +32,9 @@ REST_TIMEOUT = 10.0  # seconds for the rest of a body whose request has been ans
 UNREAD_TIMEOUT = 30.0  # seconds in which a client must take something of an answer
 FAREWELL = 600.0  # seconds in which TLS may end, what is still unsent included; who takes nothing has UNREAD_TIMEOUT
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER
+GOODBYE = (
+    1.0  # seconds at a stop in which an idle client of TLS may say goodbye too; most that keep a connection do not
+)
 LAST_WORDS = 0.1  # seconds at a stop in which requests that are already in a socket's buffer are still read
 
 _log = logging.getLogger("maxsimd.api_server")
@@ -128,6 +131,7 @@ class _Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None  # of a head, or of the rest of a body
         self._unread_timer: asyncio.TimerHandle | None = None
         self._unread_bytes = 0
+        self._idle_since: float | None = None  # at a stop
         self._is_refused = False
         self._offer = b""  # the request line of a head that offers an upgrade
         self._running: RequestResponseCycle | None = None  # `cycle` is the one that came last
@@ -257,6 +261,17 @@ class _Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
         self._running = cycle
         super()._start_asgi_task(cycle, app)  # type: ignore[arg-type]
+
+    def shutdown(self) -> None:
+        """To be called again and again at a stop: closes as soon as nothing runs, and waits for no client's goodbye."""
+        if not self.transport.is_closing():  # asyncio's TLS knows nothing any more once it is told twice
+            super().shutdown()
+        if not self.transport.is_closing() or self.transport.get_write_buffer_size():
+            return
+        if self._idle_since is None:
+            self._idle_since = self.loop.time()
+        elif self.loop.time() - self._idle_since > GOODBYE:
+            self.transport.abort()
 
     @property
     def _is_head_fine(self) -> bool:

@@ -162,6 +162,36 @@ def test_a_client_that_never_shakes_hands_is_let_go(context: ssl.SSLContext, mon
     asyncio.run(main())
 
 
+def test_a_stop_does_not_wait_for_the_goodbye_of_an_idle_client(
+    context: ssl.SSLContext, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "GOODBYE", 0.05)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def ask(ours: socket.socket) -> ssl.SSLSocket:
+        ours.settimeout(LIMIT)
+        trusting = ssl.create_default_context(cafile=str(files / "ca.pem"))
+        connection = trusting.wrap_socket(ours, server_hostname="localhost")
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 204")
+        return connection
+
+    async def main() -> None:
+        theirs, ours = socket.socketpair()
+        server = HttpServer(app, "maxsimd/test", context)
+        asking = asyncio.create_task(asyncio.to_thread(ask, ours))
+        await server.serve(theirs, lambda: None)
+        connection = await asking
+        async with asyncio.timeout(LIMIT):
+            assert await server.drain(10 * LIMIT) == 0
+        connection.close()
+
+    asyncio.run(main())
+
+
 ANSWER = b"x" * 2**23
 GET = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 
