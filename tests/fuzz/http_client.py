@@ -197,10 +197,10 @@ async def _come_and_go(port: int, choose: random.Random) -> None:
         connection.close()
 
 
-def as_request(body: object) -> bytes:
-    """A rerank request of these."""
+def as_request(body: object, path: bytes = b"/rerank") -> bytes:
+    """A request as it should be."""
     content = json.dumps(body).encode()
-    return b"POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(content), content)
+    return b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (path, len(content), content)
 
 
 async def ask_on(port: int, request: bytes, times: int) -> Counter[int]:

@@ -120,6 +120,9 @@ class Sender:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._socket.close(0)
 
     def send(self, parts: Sequence[bytes]) -> None:
@@ -195,7 +198,7 @@ def send_cases(service: Service, world: World, seed: int, count: int) -> dict[st
         wrong = [error for sender in senders for error in sender.malformed_answers]
     finally:
         for sender in (*senders, stranger):
-            sender.__exit__(None, None, None)
+            sender.close()
         context.term()
     return {
         "cases": count,

@@ -19,7 +19,8 @@ REQUEST_TIMEOUT = 8.0  # of the server that is asked
 
 Client = Callable[[socket.socket], Awaitable[bytes]]
 HEAD = b"POST /rerank HTTP/1.1\r\nhost: x\r\n"
-LARGE = as_request({"query": "q", "documents": ["x" * 250_000] * 60, "return_documents": True})  # and so is its answer
+WORDS = [f"{number} " + "word " * 250 for number in range(16)]
+LARGE = as_request({"input": WORDS, "encoding_format": "float"}, b"/pooling")  # its answer has 16 MB or more
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def drips(beginning: bytes, piece: bytes) -> Client:
 
 
 async def takes_nothing(connection: socket.socket) -> bytes:
-    """Of an answer of 15 MB it reads the first piece: the kernel tells it of the end."""
+    """Of a large answer it reads the first piece: the kernel tells it of the end."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(connection, LARGE)
     poller = select.poll()

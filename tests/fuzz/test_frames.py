@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import socket
 import tracemalloc
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from ipc.codec import decode_to_client, decode_to_service
 from ipc.errors import MalformedMessage
+from ipc.messages import IDENTITY_BYTES, Hello
 from tests.end_to_end.running_server import wait_until
 from tests.engine.checkpoints import write_stanford
 from tests.fuzz.frames import World, is_malformed, make_answer, make_case
@@ -48,7 +50,7 @@ def decode(parts: list[memoryview]) -> None:
         assert str(error)
 
 
-@settings(max_examples=200, derandomize=True, database=None)
+@settings(max_examples=100, derandomize=True, database=None)
 @given(st.randoms(use_true_random=False))
 def test_any_frames_are_a_message_or_malformed(choose: random.Random) -> None:
     decode([memoryview(part) for part in make_case(choose, World())])
@@ -57,7 +59,7 @@ def test_any_frames_are_a_message_or_malformed(choose: random.Random) -> None:
 
 
 def test_what_decoding_allocates_is_bounded_by_what_came() -> None:
-    check_allocations(seed=1, count=1500)
+    check_allocations(seed=1, count=500)
 
 
 @pytest.mark.long
@@ -122,6 +124,53 @@ def nothing_is_held(service: Service) -> None:
         assert "suspects" in names
         wait_until(lambda: not any(sender.statistics()[name] for name in names))
     context.term()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_clients_that_take_over_each_others_identity_disturb_nobody(services: dict[str, Service], module: str) -> None:
+    """They come, say something, and go; some as somebody who is still there.
+
+    libzmq reads no more of a connection whose route has been taken over: it keeps its descriptor (docs/security.md).
+    """
+    service, choose, world = services[module], random.Random(9), World(vocabulary=VOCABULARY)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    identities = [bytes([number]) * IDENTITY_BYTES for number in range(3)]
+    with Sender(context, service.address) as honest:
+        world.epoch = honest.ready().epoch
+        some: list[Sender] = []
+        for _ in range(150):
+            some.append(Sender(context, service.address, choose.choice(identities)))
+            some[-1].say(Hello(1))
+            for _ in range(3):
+                choose.choice(some).send(make_case(choose, world))
+            if len(some) > 5:
+                some.pop(choose.randrange(len(some))).close()
+        assert honest.statistics()
+        for sender in some:
+            sender.close()
+    context.term()
+    assert service.process.poll() is None, service.log
+    nothing_is_held(service)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_bytes_that_are_not_even_zeromqs_disturb_nobody(services: dict[str, Service], module: str) -> None:
+    service, choose = services[module], random.Random(10)
+    before = service.descriptors()
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\0" + bytes(31)
+    ready = b"\x04\x26\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0\0"
+    huge = b"\x02\x7f" + b"\xff" * 7  # a frame of 2^63 bytes is announced
+    for number in range(200):
+        raw = choose.randbytes(choose.randrange(100))
+        data = (raw, greeting[: choose.randrange(64)], greeting + raw, greeting + ready + huge, greeting + ready + raw)
+        with socket.socket(socket.AF_UNIX) as stranger, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            stranger.connect(service.address.removeprefix("ipc://"))
+            stranger.sendall(data[number % len(data)])
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with Sender(context, service.address) as honest:
+        assert honest.ready().epoch
+    context.term()
+    wait_until(lambda: service.descriptors() <= before)
 
 
 def test_random_bytes_are_malformed() -> None:

@@ -6,6 +6,8 @@ The same cases each time. More of them, and those that wait for a time limit: `m
 from __future__ import annotations
 
 import asyncio
+import resource
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -52,7 +54,7 @@ def check(server: Server, seed: int, count: int) -> None:
     expected = server.scores(QUERY, DOCUMENTS)
     outcome = asyncio.run(run_cases(server.port, seed, count))
     assert outcome.problems == []
-    assert {200, 400, 404} <= outcome.statuses.keys(), outcome
+    assert {200, 400} <= outcome.statuses.keys(), outcome
     assert server.scores(QUERY, DOCUMENTS) == pytest.approx(expected, abs=1e-3)
     assert wrong_lines(server) == []
 
@@ -124,8 +126,57 @@ def leaves_nothing(server: Server, before: dict[str, Held]) -> None:
     assert wrong_lines(server) == []
 
 
+def test_a_flood_of_connections_keeps_nobody_from_an_answer(server: Server) -> None:
+    flood(server, connections=500)
+
+
+@pytest.mark.long
+def test_a_flood_of_thousands_of_connections_keeps_nobody_from_an_answer(server: Server) -> None:
+    flood(server, connections=4000)
+
+
+def flood(server: Server, connections: int) -> None:
+    """They are opened all at once and say nothing, or half a head."""
+    before = settled(server)
+
+    async def open_all() -> list[socket.socket]:
+        loop = asyncio.get_running_loop()
+        opened = await asyncio.gather(*(connect(server.port) for _ in range(connections)))
+        for connection in opened[::2]:
+            await loop.sock_sendall(connection, b"GET /live HTTP/1.1\r\nhost: x\r\n")
+        return opened
+
+    opened = asyncio.run(open_all())
+    assert len(server.scores(QUERY, DOCUMENTS)) == len(DOCUMENTS)
+    for connection in opened:
+        connection.close()
+    leaves_nothing(server, before)
+
+
+def test_api_servers_without_free_descriptors_serve_again_when_there_are_some(server: Server) -> None:
+    """Connections for which there is none are closed, or wait in the launcher."""
+    before = settled(server)
+    pids = server.children("frontend.api_server")
+    limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids}
+    for pid, held in zip(pids, (each for name, each in before.items() if "api_server" in name), strict=True):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (held.descriptors + 20, limits[pid][1]))
+
+    async def open_too_many() -> list[socket.socket]:
+        return await asyncio.gather(*(connect(server.port) for _ in range(120)))
+
+    try:
+        for connection in asyncio.run(open_too_many()):
+            connection.close()
+        wait_until(server.is_ready)
+    finally:
+        for pid, limit in limits.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+    leaves_nothing(server, before)
+    assert len(server.scores(QUERY, DOCUMENTS)) == len(DOCUMENTS)
+
+
 def test_what_nobody_waits_for_is_not_encoded(server: Server) -> None:
-    """Forty clients with work for many seconds, who hang up when all of it has reached the engine."""
+    """Forty clients with work for many seconds, who hang up when the first of it has reached the engine."""
     clients, documents, words = 40, 8, 200
     before = server.metric("maxsimd_engine_tokens")
 
@@ -134,7 +185,8 @@ def test_what_nobody_waits_for_is_not_encoded(server: Server) -> None:
         for number, connection in enumerate(connections):
             texts = [f"{number} {place} " + "word " * words for place in range(documents)]
             await asyncio.get_running_loop().sock_sendall(connection, as_request({"query": "q", "documents": texts}))
-        await asyncio.to_thread(wait_until, lambda: server.metric("maxsimd_engine_requests_waiting") >= clients / 2)
+        # the others wait in the API servers, for room in the engine
+        await asyncio.to_thread(wait_until, lambda: server.metric("maxsimd_engine_requests_waiting") >= 3)
         for connection in connections:
             connection.close()
 
@@ -160,5 +212,7 @@ def encode_once(server: Server, query: str, connections: int, times: int) -> Non
     async def all_at_once() -> list[Counter[int]]:
         return await asyncio.gather(*(ask_on(server.port, request, times) for _ in range(connections)))
 
-    assert sum(asyncio.run(all_at_once()), Counter()) == {200: connections * times}
+    statuses = sum(asyncio.run(all_at_once()), Counter())
+    assert statuses.total() == connections * times and statuses.keys() <= {200, 429}  # all of the first ones miss it
+    assert statuses[200] > connections * times / 2
     assert server.metric("maxsimd_engine_texts") - before == 2
