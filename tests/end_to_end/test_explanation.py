@@ -179,21 +179,22 @@ def test_the_answer_in_the_documentation_is_the_servers(shared_server: Server) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments",
+    ("others", "arguments"),
     [
-        pytest.param(["--embedding-cache-size", "8MiB"], id="store-of-a-part-of-the-request"),
+        pytest.param(190, ["--embedding-cache-size", "8MiB"], id="store-of-a-part-of-the-request"),
         pytest.param(
+            10,
             ["--no-embedding-cache", "--embedding-cache-size", "32MiB", "--engine-placement", "worker"],
             id="nothing-is-kept-and-the-worker-encodes",
         ),
     ],
 )
 def test_texts_that_have_left_the_store_are_brought_again(
-    start: Callable[..., Server], shared_server: Server, arguments: list[str]
+    start: Callable[..., Server], shared_server: Server, others: int, arguments: list[str]
 ) -> None:
     """Between the scores and the alignment, which is of a few of many documents."""
     server = start("--api-server-count", "2", *arguments)
-    fillers = [f"Number {number} of many documents, about nothing in particular. " * 2 for number in range(220)]
+    fillers = [f"Number {number} of many documents, about nothing in particular. " * 2 for number in range(others)]
     check_texts(server, shared_server)
     missed = server.metric("maxsimd_worker_store_misses")
     results = results_of(server, query=QUERY, documents=[*TEXTS, *fillers], explain=True, top_n=3)
