@@ -46,7 +46,7 @@ def page() -> str:
     sections = [_scoring(_read("scoring-cpu")), _serving(_read("serving-cpu")), _encoder(_read("encoder-cpu"))]
     sections += [_ndcg(_read("ndcg-cpu")), _start(_read("start-cpu"))]
     sections += [_scoring_cuda(_read("scoring-cuda")), _serving_cuda(_read("serving-cuda"))]
-    sections += [_overload(_read("overload-cpu"))]
+    sections += [_overload(_read("overload-cpu")), _fuzz(_read("fuzz-frames"))]
     head = "# Numbers\n\nGenerated from `benchmarks/results/` by `python -m benchmarks.tables`. Medians.\n"
     return "\n".join([head, *sections])
 
@@ -70,6 +70,23 @@ def _overload(results: dict[str, Any]) -> str:
     )
     head = ["what", "requests", "p50 ms", "p99 ms", "times the p99 alone"]
     return _section(title, results, head, rows)
+
+
+def _fuzz(results: dict[str, Any]) -> str:
+    guided = results["guided"]
+    reached = f"{guided['blocks_reached']} blocks, {guided['features']} features"
+    rows = [["the codec, coverage-guided", f"{guided['cases']:,}", "", "", f"{guided['seconds']:.0f}", reached]]
+    for name, label in (("scorer_worker", "a scorer worker"), ("engine", "an engine")):
+        part = results[name]
+        memory = part["rss_mib_after_each_round"]
+        seen = f"{memory[0]} MiB after a fifth of them, {memory[-1]} MiB at the end"
+        rows.append(
+            [label, *(f"{part[key]:,}" for key in ("cases", "malformed", "counted")), f"{part['seconds']:.0f}", seen]
+        )
+    title = "Frames of any kind to the codec and to real services"
+    return _section(
+        title, results, ["to", "cases", "malformed", "counted by the service", "s", "reached, or memory"], rows
+    )
 
 
 def _scoring(results: dict[str, Any]) -> str:
