@@ -15,7 +15,7 @@ with the first `Score` as token ids: it is cheaper to send them in vain than to 
     R3  A text is tokenised at most once, a query encoded at most once, per request.
 
 Alignment is asked for when the scores are known, of the pairs that will be shown: a second `Score` of these alone,
-whose texts the store has by then (decision 0007). It is never refused for want of room to encode.
+whose texts the store has by then (decision 0008). It is never refused for want of room to encode.
 """
 
 from __future__ import annotations
