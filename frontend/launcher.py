@@ -27,11 +27,11 @@ from frontend.device import find_device
 from frontend.division import count_cores, divide_cores
 from frontend.listener import Listener, ListenError
 from frontend.options import ConfigError
+from frontend.run_directory import RunDirectory
 from frontend.spare import Spare
 from frontend.supervisor import Launch, StartFailed, Supervisor, start_new
 from frontend.tls import TlsSettings
 from ipc.settings import EngineSettings, WorkerSettings
-from ipc.sockets import make_run_directory, remove_run_directory
 
 RETRY_INTERVAL = 0.2  # seconds between offers of connections that nobody could take
 SERVICE_STOP_TIMEOUT = 10.0  # seconds for worker and engine to end once nobody needs them
@@ -78,7 +78,8 @@ class _Launcher:
         self._division = divide_cores(
             count_cores(), config.api_server_count, self._has_model, uses_cuda=self._device == "cuda"
         )
-        self._run_directory = make_run_directory()
+        self._run = RunDirectory()
+        self._run_directory = self._run.path
         self._secret = secrets.token_bytes(32)
         self._dispatcher = Dispatcher()
         self._ends: dict[int, tuple[socket.socket, socket.socket]] = {}  # by slot: our end and the child's
@@ -118,7 +119,7 @@ class _Launcher:
             await asyncio.gather(*tasks, *spare, housekeeping, return_exceptions=True)
             self._listener.close()
             self._dispatcher.close()
-            remove_run_directory(self._run_directory)
+            self._run.remove()
 
     async def _wait_for_the_end(self, tasks: set[asyncio.Task[None]]) -> int:
         """Until a signal (0) or until a child cannot be kept running (its exit code)."""

@@ -16,13 +16,14 @@ import zmq
 from ipc.errors import MalformedMessage
 from ipc.messages import MAX_MESSAGE_BYTES
 
+RUN_DIRECTORY_PREFIX = "maxsimd-"
 HIGH_WATER_MARK = 4096  # messages; credits keep well below it
 MAX_FRAMES = 4096
 
 
 def make_run_directory() -> Path:
     """A fresh directory, readable by this user only, for the sockets of one launch."""
-    return Path(tempfile.mkdtemp(prefix="maxsimd-"))  # mkdtemp makes it 0700
+    return Path(tempfile.mkdtemp(prefix=RUN_DIRECTORY_PREFIX))  # mkdtemp makes it 0700
 
 
 def remove_run_directory(directory: Path) -> None:

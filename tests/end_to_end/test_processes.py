@@ -142,6 +142,29 @@ def test_children_end_when_the_launcher_is_killed(start: Callable[..., Server]) 
     wait_until(lambda: run_directories() == before, STOP_LIMIT)
 
 
+def test_everything_killed_at_once_is_started_again_without_cleaning(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Nobody was left to clear away: the next launch does, and takes the Unix socket's path over."""
+    arguments = ("--no-engine", "--dim", "8", "--uds", str(tmp_path / "api.sock"))
+    environment = {"TMPDIR": str(tmp_path)}
+    killed = start(*arguments, environment=environment)
+    children = killed.children()
+    os.killpg(killed.process.pid, signal.SIGKILL)
+    killed.wait()
+    wait_until(lambda: not any(map(is_alive, children)), STOP_LIMIT)
+    (left,) = tmp_path.glob("maxsimd-*")
+    assert (tmp_path / "api.sock").is_socket() and list(left.iterdir())
+    server = start(*arguments, environment=environment)
+    (fresh,) = tmp_path.glob("maxsimd-*")
+    assert fresh != left
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(tmp_path / "api.sock"))) as client:
+        rows = as_input(random_embeddings(2, 8, 1))
+        assert client.post("http://server/rerank", json={"query": rows, "documents": [rows]}).status_code == 200
+    assert server.stop() == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_port_in_use_is_one_line_and_exit_code_2(start: Callable[..., Server]) -> None:
     before = run_directories()
     with socket.socket() as taken:
