@@ -49,6 +49,8 @@ from ipc.sockets import bind_router, receive_parts
 
 SILENCE_LIMIT = 3.0  # seconds without a Hello; clients send one every 0.5 s
 MESSAGES_AT_ONCE = 256  # taken in one go; then whoever owns the endpoint has its turn
+LAST_FRAME = int(zmq.NOBLOCK)  # plain numbers: an enum's | costs as much as what it is for
+MORE_FOLLOWS = int(zmq.NOBLOCK | zmq.SNDMORE)
 COPY_BELOW = 65_536  # bytes: smaller frames are cheaper to copy than to track
 
 _log = logging.getLogger("maxsimd.ipc")
@@ -269,7 +271,7 @@ class Endpoint:
         last = len(parts) - 1
         try:
             for index, part in enumerate(parts):
-                flags = zmq.NOBLOCK | (zmq.SNDMORE if index < last else 0)
+                flags = MORE_FOLLOWS if index < last else LAST_FRAME
                 self._socket.send(part, flags, copy=memoryview(part).nbytes < COPY_BELOW)
         except (zmq.Again, zmq.ZMQError) as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):

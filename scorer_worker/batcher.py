@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ipc.running import RequestName
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ScoringJob:
     """A job as the batcher sees it: so many pairs of about so much work each."""
 
