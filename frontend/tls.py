@@ -7,6 +7,7 @@ what lies on disk by then.
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ from frontend.options import ConfigError
 LARGEST = 2**20  # bytes: certificates and keys are small
 _CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 _PRIVATE_KEY = "PRIVATE KEY-----"
+_BLOCK = re.compile(rb"-----BEGIN [A-Z0-9 ]+-----.+?-----END [A-Z0-9 ]+-----", re.DOTALL)  # bundles have comments
 _ENCRYPTED = ("ENCRYPTED PRIVATE KEY-----", "Proc-Type: 4,ENCRYPTED")
 
 
@@ -88,9 +90,10 @@ def _read(option: str, path: str, mark: str, content: str, hint: str = "") -> st
         raise ConfigError(f"{option}: cannot read {path}: {error.strerror}") from None
     if len(data) > LARGEST:
         raise ConfigError(f"{option}: {path} has more than {LARGEST} bytes")
-    if mark.encode() not in data or not data.isascii():
+    blocks = [block.decode("ascii", "replace") for block in _BLOCK.findall(data)]
+    if not any(mark in block for block in blocks):
         raise ConfigError(f"{option}: {path} holds no {content} in PEM form{hint}")
-    return data.decode("ascii")
+    return "\n".join(blocks)
 
 
 def _explain(
@@ -122,7 +125,7 @@ def _as_file(text: str) -> Iterator[str]:
     """A path that OpenSSL can read the text from, and that exists in this process's memory only."""
     descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
     try:
-        os.write(descriptor, text.encode())
+        os.write(descriptor, text.encode() + b"\n")
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)

@@ -47,6 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "encrypted.pem": encrypted,
         "other-key.pem": other.issue_cert("localhost").private_key_pem.bytes(),
         "ca.pem": authority.cert_pem.bytes(),
+        "bundle.pem": "# Autorité\n".encode() + authority.cert_pem.bytes() + b"\n# Other\r\n" + other.cert_pem.bytes(),
         "torn-chain.pem": b"\n".join(chain.splitlines()[:3]) + b"\n-----END CERTIFICATE-----\n",
         "torn-key.pem": b"\n".join([*key.splitlines()[:2], key.splitlines()[-1]]),
         "der.pem": ssl.PEM_cert_to_DER_cert(authority.cert_pem.bytes().decode()),
@@ -76,6 +77,7 @@ def arguments(folder: Path, options: dict[str, str]) -> list[str]:
         ),
         pytest.param({"certfile": "both.pem", "keyfile-password": "not needed"}, id="password-of-nothing"),
         pytest.param({"certfile": "both.pem", "ca-certs": "ca.pem"}, id="client-ca"),
+        pytest.param({"certfile": "both.pem", "ca-certs": "bundle.pem"}, id="bundle-with-comments"),
     ],
 )
 def test_good_files_are_read_once(files: Path, options: dict[str, str]) -> None:
