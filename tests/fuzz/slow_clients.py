@@ -80,10 +80,14 @@ def drips(beginning: bytes, piece: bytes) -> Client:
 async def takes_nothing(connection: socket.socket) -> bytes:
     """Of a large answer it reads the first piece: the kernel tells it of the end."""
     loop = asyncio.get_running_loop()
-    await loop.sock_sendall(connection, LARGE)
     poller = select.poll()
     poller.register(connection, 0)  # errors and hang-ups only
-    got = await loop.sock_recv(connection, 1000)
+    got = b""
+    while not got.startswith(b"HTTP/1.1 200"):  # others want as much: it may be refused at first
+        if got:
+            await read_until_quiet(connection)
+        await loop.sock_sendall(connection, LARGE)
+        got = await loop.sock_recv(connection, 1000)
     while not poller.poll(0):
         await asyncio.sleep(0.1)
     return got
@@ -152,7 +156,8 @@ async def run_all(port: int) -> list[str]:
         finally:
             connection.close()
         statuses = [status for status in statuses_of(got) if status != 100]
-        if slow.status is not None and statuses[:1] != [slow.status]:
+        # while many work at once, who sends no body may be refused before it is missed
+        if slow.status is not None and statuses[:1] not in ([slow.status], [429]):
             return f"{name}: {statuses} in place of {slow.status}"
         return None
 

@@ -114,7 +114,8 @@ def test_every_slow_client_ends_within_its_limit(start: Callable[..., Server]) -
         return await asyncio.gather(*(run_all(slow.port) for _ in range(6)))
 
     assert [problem for problems in asyncio.run(many()) for problem in problems] == []
-    leaves_nothing(slow, before)
+    wait_until(lambda: descriptors(held_by(slow)) == descriptors(before))
+    assert wrong_lines(slow) == []
 
 
 def leaves_nothing(server: Server, before: dict[str, Held]) -> None:
