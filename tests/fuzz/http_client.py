@@ -88,18 +88,30 @@ async def connect(port: int) -> socket.socket:
 
 async def read_until_quiet(connection: socket.socket) -> tuple[bytes, str]:
     """What comes until the server closes, or says nothing for a while after something."""
-    loop, got = asyncio.get_running_loop(), b""
-    while True:
+    got = b""
+    while await _is_readable(connection):
         try:
-            async with asyncio.timeout(QUIET):
-                part = await loop.sock_recv(connection, 2**18)
-        except TimeoutError:
-            return got, "kept open"
+            part = connection.recv(2**18)
         except OSError:
             return got, "reset"
         if not part:
             return got, "closed"
         got += part
+    return got, "kept open"
+
+
+async def _is_readable(connection: socket.socket) -> bool:
+    """Within QUIET. (A `sock_recv` that is cancelled in the turn in which it has read something loses that.)"""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(connection, readable.set)
+    try:
+        async with asyncio.timeout(QUIET):
+            await readable.wait()
+    except TimeoutError:
+        return readable.is_set()
+    finally:
+        loop.remove_reader(connection)
+    return True
 
 
 def statuses_of(data: bytes) -> list[int]:
