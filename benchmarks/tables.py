@@ -47,6 +47,7 @@ def page() -> str:
     sections += [_ndcg(_read("ndcg-cpu")), _start(_read("start-cpu"))]
     sections += [_scoring_cuda(_read("scoring-cuda")), _serving_cuda(_read("serving-cuda"))]
     sections += [_overload(_read("overload-cpu")), _fuzz(_read("fuzz-frames"))]
+    sections += [_recovery(_read("recovery-cpu")), _score_rate(_read("score-rate-cpu")), _soak(_read("soak-cpu"))]
     head = "# Numbers\n\nGenerated from `benchmarks/results/` by `python -m benchmarks.tables`. Medians.\n"
     return "\n".join([head, *sections])
 
@@ -207,6 +208,106 @@ def _serving_cuda(results: dict[str, Any]) -> str:
 def _load(part: dict[str, Any]) -> list[str]:
     latency = part["latency"]
     return [f"{part['document_throughput']:,.0f}", f"{latency['median_ms']:.1f}", f"{latency['p99_ms']:.1f}"]
+
+
+def _recovery(results: dict[str, Any]) -> str:
+    rows = []
+    for name, part in results["seconds"].items():
+        load = f"{part['bare_load']['median']:.2f}" if name != "api_server" else ""
+        beyond = {
+            "without_spare": f"{part['without_spare_beyond_bare']['median']:.2f}",
+            "with_spare": f"{part['with_spare_beyond_load']['median']:.2f}" if load else "",
+        }
+        for variant, words in (("without_spare", "none"), ("with_spare", "one")):
+            seconds = part[variant]
+            rows.append(
+                [
+                    name.replace("_", " "),
+                    words,
+                    f"{seconds['median']:.2f}",
+                    f"{seconds['low']:.2f} to {seconds['high']:.2f}",
+                    f"{part['bare']['median']:.2f}",
+                    load,
+                    beyond[variant],
+                ]
+            )
+    head = ["killed", "stands by", "first good answer, s", "spread", "bare process, s", "its load, s", "beyond it, s"]
+    title = "Recovery: from kill -9 to the first good answer, beside a bare process that imports, loads and warms up"
+    note = (
+        "The last column: beyond the whole bare process where none stands by, beyond its load and warm-up where one "
+        "does; medians of the differences of each run. Other work ran on these cores meanwhile: hence the spread.\n"
+    )
+    return _section(title, results, head, rows) + "\n" + note
+
+
+def _score_rate(results: dict[str, Any]) -> str:
+    rows = [
+        [
+            words,
+            f"{part['scores_per_second']['median']:,.0f}",
+            f"{part['scores_per_second']['low']:,.0f} to {part['scores_per_second']['high']:,.0f}",
+            f"{part['worker_us']['median']:.0f}",
+            f"{part['client_us']['median']:.0f}",
+        ]
+        for words, part in (
+            ("raw messages", results["raw"]),
+            ("ipc.client.ServiceClient", results["service_client"]),
+        )
+    ]
+    title = (
+        f"Small cached Scores through one worker: {results['clients']} client processes, {results['outstanding']} "
+        f"outstanding each, wanted {results['target']:,} a second"
+    )
+    head = ["clients", "Scores/s", "spread", "worker's processor time, us a Score", "clients', us a Score"]
+    return _section(title, results, head, rows)
+
+
+def _soak(results: dict[str, Any]) -> str:
+    rows = []
+    for name, part in results["processes"].items():
+        memory = part["resident_mib"]
+        rows.append(
+            [
+                f"{name}: resident MiB",
+                f"{memory['start']:.0f}",
+                f"{memory['end']:.0f}",
+                f"{memory['most']:.0f}",
+                f"{memory['an_hour']:+.1f}",
+            ]
+        )
+        rows.append(
+            [
+                f"{name}: open files, of them sockets, threads",
+                *(
+                    ", ".join(f"{part[held][when]:.0f}" for held in ("files", "sockets", "threads"))
+                    for when in ("start", "end", "most")
+                ),
+                "",
+            ]
+        )
+    kinds = {"live": "/live", "known": "10 known documents", "new": "10 new documents"}
+    for kind, words in kinds.items():
+        ends = results["latency_ms"][kind]
+        rows.append([f"{words}: median ms", f"{ends['start']:.1f}", f"{ends['end']:.1f}", "", ""])
+    spin = results["spin_ms"]
+    rows.append(["the machine's pace: ms for a fixed loop", f"{spin['start']:.1f}", f"{spin['end']:.1f}", "", ""])
+    title = (
+        f"{results['minutes']:.0f} minutes of mixed traffic: {results['answers']:,} answers held against the reference,"
+        f" {len(results['problems'])} wrong, {results['given_up']:,} given up"
+    )
+    head = ["after five minutes", "at the start", "at the end", "most", "slope an hour"]
+    return _section(title, results, head, rows) + "\n" + _not_sent(results)
+
+
+def _not_sent(results: dict[str, Any]) -> str:
+    """Requests without an answer, and why, where there are any."""
+    if not results["resets"]:
+        return ""
+    kinds = sorted({error.split(": ", 1)[1].split("(")[0] for error in results["reset_errors"]})
+    return (
+        f"{results['resets']} requests had no answer, by what the client said of the first "
+        f"{len(results['reset_errors'])}: {', '.join(kinds)}. PoolTimeout: the client's own pool did not send them.\n"
+    )
 
 
 def _section(title: str, results: dict[str, Any], head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

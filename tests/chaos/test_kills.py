@@ -12,8 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.processes import API_SERVER, ENGINE, HANG_LIMIT, WORKER, hang, is_alive, kill, restarts, wait_restart
-from tests.chaos.sampling import holdings
+from tests.chaos.processes import (
+    API_SERVER,
+    END_LIMIT,
+    ENGINE,
+    HANG_LIMIT,
+    WORKER,
+    hang,
+    is_alive,
+    kill,
+    restarts,
+    wait_restart,
+)
+from tests.chaos.sampling import all_holdings, holdings
 from tests.chaos.traffic import Traffic
 from tests.chaos.truth import Truth
 from tests.end_to_end.running_server import STOP_LIMIT, Server, wait_until
@@ -28,6 +39,37 @@ def server() -> Iterator[Server]:
     running = Server("--api-server-count", "2", "--embedding-cache-size", "64MiB", "--spare-process", "on")
     yield running
     running.end()
+
+
+def test_mixed_traffic_leaves_no_file_socket_or_thread(server: Server, truth: Truth) -> None:
+    """The short version of `test_soak.py`, before anything is killed here."""
+    wait_spare(server)
+    with Traffic(server.url, truth, seed=2) as traffic:
+        traffic.wait_answers(100)  # whatever is made at first use
+    assert traffic.problems == []
+    before = counts(server)
+    with Traffic(server.url, truth, seed=4) as traffic:
+        traffic.wait_answers(200)
+    assert traffic.problems == [] and traffic.lost == 0, traffic.reset_errors
+    more: list[str] = []
+
+    def is_as_before() -> bool:
+        more[:] = [f"{what}: {now}, was {before[what]}" for what, now in counts(server).items() if now > before[what]]
+        return not more
+
+    try:
+        wait_until(is_as_before, END_LIMIT)
+    except AssertionError:
+        pytest.fail(", ".join(more))
+
+
+def counts(server: Server) -> dict[str, int]:
+    """Open files, sockets and threads of each process."""
+    return {
+        f"{name}, {what}": getattr(held, what)
+        for name, held in all_holdings(server).items()
+        for what in ("files", "sockets", "threads")
+    }
 
 
 @pytest.mark.parametrize("module", [WORKER, ENGINE])

@@ -214,8 +214,8 @@ class Traffic:
     async def _give_up(self, body: dict[str, Any]) -> None:
         """Hang up while the server works.
 
-        With a client of its own: a request that is cancelled at the wrong moment keeps its connection in httpx's pool
-        for ever, and the next one waits for it (seen with httpx 0.28.1, httpcore 1.0.9).
+        On a connection of its own: httpx's pool may lose the place of a request that was cancelled, and whoever
+        asks on it next then waits for PATIENCE in vain.
         """
         try:
             async with httpx.AsyncClient(base_url=self._url, timeout=PATIENCE) as client:
