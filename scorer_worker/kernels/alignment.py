@@ -18,13 +18,12 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.linear import multiply
+from scorer_worker.kernels.grain_products import GrainProducts
 from scorer_worker.pairs import AlignedRows, PairGroup
 from scorer_worker.store import ROW_GRAIN, Entry
 
 QUERY_BLOCK = 512  # rows
 BLOCK_GRAINS, BLOCK_BYTES = 512, 8 * 2**20  # gathered at a time, at most
-MAX_PRODUCT = 2**20  # elements of one product, 4 MiB
 NOWHERE = 2**31 - 1
 
 
@@ -36,14 +35,15 @@ class Aligner:
     """
 
     def __init__(self, arena: torch.Tensor) -> None:
-        rows, dim = arena.shape
-        self._arena = arena
-        self._block = max(1, min(BLOCK_GRAINS, BLOCK_BYTES // (ROW_GRAIN * dim * 4)))
-        self._grains = arena.view(rows // ROW_GRAIN, ROW_GRAIN * dim)
+        self._device = arena.device
+        self._products = GrainProducts(
+            arena, max(1, min(BLOCK_GRAINS, BLOCK_BYTES // (ROW_GRAIN * arena.shape[1] * 4)))
+        )
         if arena.device.type == "cuda":
             for query_rows in (1, QUERY_BLOCK):
-                grains = _Grains.of([Entry(b"", 0, self._block * ROW_GRAIN, 0, 0, False, 0)], arena.device)
-                self._align_block(torch.zeros(query_rows, dim, device=arena.device), grains)
+                rows = self._products.most_grains * ROW_GRAIN
+                grains = _Grains.of([Entry(b"", 0, rows, 0, 0, False, 0)], arena.device)
+                self._align_block(0, query_rows, grains)
             torch.cuda.current_stream().synchronize()
 
     def __call__(self, groups: Sequence[PairGroup]) -> AlignedRows:
@@ -61,24 +61,23 @@ class Aligner:
 
     def _align(self, query: Entry, documents: Sequence[Entry]) -> tuple[torch.Tensor, torch.Tensor]:
         """The best similarity of each query row in each document, [n, Lq] float32, and where it is, [n, Lq] int64."""
-        grains = _Grains.of(documents, self._arena.device)
+        grains = _Grains.of(documents, self._device)
         blocks = []
         for start in range(query.start, query.start + query.rows, QUERY_BLOCK):
             stop = min(start + QUERY_BLOCK, query.start + query.rows)
-            blocks.append(self._align_block(self._arena[start:stop].float(), grains))
+            blocks.append(self._align_block(start, stop - start, grains))
         best, rows = (torch.cat(parts, 1) for parts in zip(*blocks, strict=True))
         return best, torch.minimum(rows, grains.last_rows[:, None])  # the rows that fill a grain repeat the last one
 
-    def _align_block(self, query: torch.Tensor, grains: _Grains) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for [Lq, dim] rows of a query."""
-        num_rows = len(query)
+    def _align_block(self, start: int, num_rows: int, grains: _Grains) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for some rows of a query, the first of which begins a grain: [n, num_rows]."""
+        query = self._products.query(start, num_rows)
         best = torch.full((len(grains.last_rows), num_rows), float("-inf"), device=query.device)
         rows = torch.full_like(best, NOWHERE, dtype=torch.int64)
-        block = max(1, min(self._block, MAX_PRODUCT // (num_rows * ROW_GRAIN)))
-        for start in range(0, len(grains.places), block):
-            some = slice(start, start + block)
-            gathered = self._grains.index_select(0, grains.places[some]).view(-1, query.shape[1])
-            product = multiply(gathered.float(), query).view(-1, ROW_GRAIN, num_rows)
+        block = self._products.block(num_rows)
+        for first in range(0, len(grains.places), block):
+            some = slice(first, first + block)
+            product = self._products(query, grains.places[some])[:, :, :num_rows]
             maxima, within = product.max(1)  # [grains, Lq]; of equal ones torch takes the first
             documents = grains.documents[some, None].expand_as(maxima)
             before, best = best, best.scatter_reduce(0, documents, maxima, "amax")

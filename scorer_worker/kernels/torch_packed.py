@@ -6,8 +6,9 @@ grains. The last grain of a document is padded with a row of its own, so nothing
 
 Gathering into the cache and multiplying there is as fast as multiplying in place where documents lie together, because
 the matmul reads memory worse than a copy does. The product is oneDNN's (`engine.linear.multiply`): twice as fast as
-`torch.mm` at these shapes on AMD's CPUs. Tried and slower: a matmul per document, [Lq, rows] products, torch.cat of
-views, segment_reduce on rows, huge pages for the arena. Shares of the sgemm rate: `python -m benchmarks.bench_scoring`.
+`torch.mm` at these shapes on AMD's CPUs; `grain_products` keeps their number small. Tried and slower: a matmul per
+document, [Lq, rows] products, torch.cat of views, segment_reduce on rows, huge pages for the arena. Shares of the sgemm
+rate: `python -m benchmarks.bench_scoring`.
 
 Bitwise independence (P4): a row's product does not depend on how many rows are multiplied with it, as long as their
 number is a multiple of 16 (`tests/scorer_worker/test_kernels.py` holds this against random batches), and a maximum has
@@ -22,13 +23,13 @@ from dataclasses import dataclass
 import torch
 
 from engine.linear import multiply
+from scorer_worker.kernels.grain_products import GrainProducts, whole_grains
 from scorer_worker.pairs import PairGroup
-from scorer_worker.store import ROW_GRAIN
+from scorer_worker.store import ROW_GRAIN, Entry
 
 BLOCK_BYTES = 8 * 2**20  # gathered at a time: 16,384 rows of 128 floats, 5,461 of 384; more leaves the cache
 MAX_BLOCK_ROWS = 16384
 FEW_DOCUMENTS, FEW_PRODUCTS = 64, 2**15  # what counts as a small call, and the elements of its product
-MAX_PRODUCT = 2**20  # elements of one product: long queries take smaller blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,8 @@ class _Small:
     """A group whose overhead would be more than its work."""
 
     place: int  # among all groups
-    query: torch.Tensor  # [Lq, dim]
-    grains: list[int]  # of its documents, as many of each
+    query: Entry
+    grains: list[int]  # of its documents, as many of each, filled up
     shape: tuple[int, int, int]  # documents, rows of each, Lq
 
 
@@ -45,32 +46,28 @@ class TorchPacked:
     """The contract is `Reference`'s."""
 
     def __init__(self, arena: torch.Tensor) -> None:
-        rows, dim = arena.shape
-        self._arena = arena
-        self._grains = arena.view(rows // ROW_GRAIN, ROW_GRAIN * dim)
-        self._dim = dim
-        block = max(1, min(MAX_BLOCK_ROWS, BLOCK_BYTES // (dim * arena.element_size())) // ROW_GRAIN)
-        self._scratch = torch.empty(block, ROW_GRAIN * dim, dtype=arena.dtype, device=arena.device)
+        block_rows = min(MAX_BLOCK_ROWS, BLOCK_BYTES // (arena.shape[1] * arena.element_size()))
+        self._products = GrainProducts(arena, max(1, block_rows // ROW_GRAIN))
+        self._device = arena.device
 
     def __call__(self, groups: Sequence[PairGroup]) -> Sequence[float]:
         """See `Reference.__call__`."""
         scores: list[list[float]] = [[] for _ in groups]
         small: list[_Small] = []
         for place, group in enumerate(groups):
-            query = self._arena[group.query.start : group.query.start + group.query.rows]
             starts = [document.start for document in group.documents]
             rows = [document.rows for document in group.documents]
             if not group.query.rows or not rows:
                 scores[place] = [0.0] * len(rows)
-            elif (plan := self._plan_small(place, query, starts, rows)) is not None:
+            elif (plan := self._plan_small(place, group.query, starts, rows)) is not None:
                 small.append(plan)
             else:
-                scores[place] = self._score_many(query, starts, rows).tolist()
+                scores[place] = self._score_many(group.query, starts, rows).tolist()
         for some in self._parts(small):
             self._score_small(some, scores)
         return [score for each in scores for score in each]
 
-    def _plan_small(self, place: int, query: torch.Tensor, d_start: list[int], d_rows: list[int]) -> _Small | None:
+    def _plan_small(self, place: int, query: Entry, d_start: list[int], d_rows: list[int]) -> _Small | None:
         """A small call is all overhead, so small ones are gathered and reduced together, without index arithmetic in
         tensors. 41 against 93 us for ten documents of 16 rows alone.
 
@@ -78,26 +75,27 @@ class TorchPacked:
         """
         if len(d_rows) > FEW_DOCUMENTS:
             return None
-        num_rows = query.shape[0]
         most = (max(d_rows) + ROW_GRAIN - 1) // ROW_GRAIN
         total = most * len(d_rows)
-        if not min(d_rows) or total > len(self._scratch) or total * ROW_GRAIN * num_rows > FEW_PRODUCTS:
+        is_small = total <= self._products.most_grains and total * ROW_GRAIN * whole_grains(query.rows) <= FEW_PRODUCTS
+        if not is_small or not min(d_rows):
             return None
         grains: list[int] = []
         for start, rows in zip(d_start, d_rows, strict=True):
             first, last = start // ROW_GRAIN, (start + rows - 1) // ROW_GRAIN
             grains += range(first, last + 1)
             grains += [last] * (most - (last + 1 - first))
-        return _Small(place, query, grains, (len(d_rows), most * ROW_GRAIN, num_rows))
+        grains += grains[-1:] * (self._products.filled(total) - total)
+        return _Small(place, query, grains, (len(d_rows), most * ROW_GRAIN, query.rows))
 
     def _parts(self, small: Sequence[_Small]) -> Iterator[list[_Small]]:
         """As many at a time as the scratch has room for."""
         part: list[_Small] = []
-        room = len(self._scratch)
+        room = self._products.most_grains
         for plan in small:
             if len(plan.grains) > room:
                 yield part
-                part, room = [], len(self._scratch)
+                part, room = [], self._products.most_grains
             part.append(plan)
             room -= len(plan.grains)
         if part:
@@ -105,45 +103,45 @@ class TorchPacked:
 
     def _score_small(self, small: Sequence[_Small], scores: list[list[float]]) -> None:
         """One gather for all; a product for each, as alone; one maximum and one sum for those of the same shape."""
-        grains = torch.tensor([grain for plan in small for grain in plan.grains], device=self._arena.device)
-        gathered = torch.index_select(self._grains, 0, grains, out=self._scratch[: len(grains)])
-        rows = torch.split(gathered.view(-1, self._dim).float(), [ROW_GRAIN * len(plan.grains) for plan in small])
+        grains = torch.tensor([grain for plan in small for grain in plan.grains], device=self._device)
+        rows = torch.split(self._products.gather(grains), [ROW_GRAIN * len(plan.grains) for plan in small])
         alike: dict[tuple[int, int, int], list[tuple[_Small, torch.Tensor]]] = {}
         for plan, some in zip(small, rows, strict=True):
-            alike.setdefault(plan.shape, []).append((plan, multiply(some, plan.query.float())))
+            product = multiply(some, self._products.query(plan.query.start, plan.query.rows))
+            count, most, _ = plan.shape
+            alike.setdefault(plan.shape, []).append((plan, product[: count * most]))
         for (count, most, num_rows), found in alike.items():
             products = found[0][1] if len(found) == 1 else torch.cat([product for _, product in found])
-            values: list[float] = products.view(-1, most, num_rows).amax(1).sum(1).tolist()
+            maxima = products.view(-1, most, products.shape[1]).amax(1)
+            values: list[float] = maxima[:, :num_rows].sum(1).tolist()
             for number, (plan, _) in enumerate(found):
                 scores[plan.place] = values[number * count : (number + 1) * count]
 
-    def _score_many(self, query: torch.Tensor, d_start: list[int], d_rows: list[int]) -> torch.Tensor:
-        """[Lq, dim], [n], [n] -> [n] float32."""
-        first = torch.tensor(d_start, device=query.device) // ROW_GRAIN
-        num_grains = (torch.tensor(d_rows, device=query.device) + (ROW_GRAIN - 1)) // ROW_GRAIN
+    def _score_many(self, query: Entry, d_start: list[int], d_rows: list[int]) -> torch.Tensor:
+        """[n], [n] -> [n] float32."""
+        first = torch.tensor(d_start, device=self._device) // ROW_GRAIN
+        num_grains = (torch.tensor(d_rows, device=self._device) + (ROW_GRAIN - 1)) // ROW_GRAIN
         ends = torch.cumsum(num_grains, 0)  # [n]
         total = int(ends[-1])
         if not total:
-            return torch.zeros(len(num_grains), device=query.device)
+            return torch.zeros(len(num_grains), device=self._device)
         # grain g of document j lies at first[j] + g
         documents = torch.repeat_interleave(num_grains, output_size=total)  # [total]: the document of each grain
         shift = first - (ends - num_grains)
-        places = torch.arange(total, device=query.device) + shift[documents]
+        places = torch.arange(total, device=self._device) + shift[documents]
         maxima = self._grain_maxima(query, places)  # [total, Lq]
-        best = maxima.new_full((len(num_grains), len(query)), float("-inf"))
+        best = maxima.new_full((len(num_grains), query.rows), float("-inf"))
         best.scatter_reduce_(0, documents[:, None].expand_as(maxima), maxima, "amax")
         scores = best.sum(1)
         return torch.where(num_grains > 0, scores, torch.zeros_like(scores))
 
-    def _grain_maxima(self, query: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def _grain_maxima(self, query: Entry, places: torch.Tensor) -> torch.Tensor:
         """For each grain and query row the best similarity in the grain: [total, Lq] float32."""
-        query = query.float().contiguous()  # halves are multiplied in fp32
-        num_rows = len(query)
-        maxima = torch.empty(len(places), num_rows, device=query.device)
-        block = max(1, min(len(self._scratch), MAX_PRODUCT // (num_rows * ROW_GRAIN)))
+        rows = self._products.query(query.start, query.rows)
+        maxima = torch.empty(len(places), query.rows, device=self._device)
+        block = self._products.block(query.rows)
         for start in range(0, len(places), block):
             some = places[start : start + block]
-            rows = torch.index_select(self._grains, 0, some, out=self._scratch[: len(some)])
-            product = multiply(rows.view(-1, self._dim).float(), query)  # [rows, Lq]
-            torch.amax(product.view(len(some), ROW_GRAIN, num_rows), 1, out=maxima[start : start + len(some)])
+            product = self._products(rows, some)[:, :, : query.rows]
+            torch.amax(product, 1, out=maxima[start : start + len(some)])
         return maxima
