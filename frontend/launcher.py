@@ -36,6 +36,11 @@ from ipc.settings import EngineSettings, WorkerSettings
 RETRY_INTERVAL = 0.2  # seconds between offers of connections that nobody could take
 SERVICE_STOP_TIMEOUT = 10.0  # seconds for worker and engine to end once nobody needs them
 
+# How often OpenMP's threads look whether the others are done before they sleep: enough for the next operation of the
+# same batch, which they wait for some microseconds. By itself libgomp lets them spin for milliseconds, on cores that
+# somebody else needs: the engine, an API server, another container. See docs/decisions/0009.
+SPINS = "10000"
+
 HORIZON_SHARE = (
     0.7  # of --request-timeout: the encoding work that may be outstanding, so that what is let in is finished (P7)
 )
@@ -350,11 +355,10 @@ def _hosts_encoder(placement: str, device: str) -> bool:
 
 
 def _thread_limits(threads: int) -> dict[str, str]:
-    """A user's own OMP_WAIT_POLICY wins. Without one OpenMP's threads spin while they wait for each other, on cores
-    that somebody else needs: the engine, an API server, another container.
-    """
     limits = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
-    return {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"), **limits}
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):  # a user's own wins
+        limits["GOMP_SPINCOUNT"] = SPINS
+    return limits
 
 
 async def _wait(tasks: list[asyncio.Task[None]], timeout: float) -> None:
