@@ -46,7 +46,7 @@ def page() -> str:
     sections = [_scoring(_read("scoring-cpu")), _serving(_read("serving-cpu")), _encoder(_read("encoder-cpu"))]
     sections += [_ndcg(_read("ndcg-cpu")), _start(_read("start-cpu"))]
     sections += [_scoring_cuda(_read("scoring-cuda")), _serving_cuda(_read("serving-cuda"))]
-    sections += [_overload(_read("overload-cpu")), _fuzz(_read("fuzz-frames"))]
+    sections += [_overload(_read("overload-cpu")), _spinning(_read("spinning-cpu")), _fuzz(_read("fuzz-frames"))]
     sections += [_recovery(_read("recovery-cpu")), _score_rate(_read("score-rate-cpu")), _soak(_read("soak-cpu"))]
     head = "# Numbers\n\nGenerated from `benchmarks/results/` by `python -m benchmarks.tables`. Medians.\n"
     return "\n".join([head, *sections])
@@ -71,6 +71,16 @@ def _overload(results: dict[str, Any]) -> str:
     )
     head = ["what", "requests", "p50 ms", "p99 ms", "times the p99 alone"]
     return _section(title, results, head, rows)
+
+
+def _spinning(results: dict[str, Any]) -> str:
+    rows = [
+        [name, what, *(f"{results[where][name][what]['median']:.2f}" for where in ("alone", "beside"))]
+        for name in results["alone"]
+        for what in results["alone"][name]
+    ]
+    title = "How long OpenMP's threads spin: two threads, alone and beside two processes that never sleep"
+    return _section(title, results, ["GOMP_SPINCOUNT", "what", "alone ms", "beside others ms"], rows)
 
 
 def _fuzz(results: dict[str, Any]) -> str:

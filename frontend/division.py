@@ -24,6 +24,10 @@ class Division:
         )
 
 
+# How often OpenMP's threads look whether the others are done before they sleep: enough for the next operation of the
+# same batch, which they wait for some microseconds. By itself libgomp lets them spin for milliseconds, on cores that
+# somebody else needs: the engine, an API server, another container. Decision 0009.
+SPINS = "10000"
 WORKER_THREADS_ON_CUDA = 2  # one decides and launches scoring, one launches encoding
 
 
@@ -33,7 +37,7 @@ def divide_cores(cores: int, api_server_count: int, has_engine: bool, uses_cuda:
     Where a CUDA device encodes and scores, the API servers have the cores but those that feed it.
 
     Encoding and scoring follow each other in a request's life, so on small machines both get all cores; on larger ones
-    they are kept apart, because two OpenMP teams on the same cores spin against each other.
+    they are kept apart, because two OpenMP teams on the same cores wait for each other.
     """
     if uses_cuda:
         rest = cores - WORKER_THREADS_ON_CUDA
@@ -56,3 +60,11 @@ def count_cores() -> int:
     if quota == "max":
         return cores
     return max(1, min(cores, round(int(quota) / int(period))))
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Environment variables that hold a process to so many threads. A user's own settings of their spinning win."""
+    limits = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+        limits["GOMP_SPINCOUNT"] = SPINS
+    return limits

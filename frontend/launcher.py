@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import signal
 import socket
@@ -24,7 +23,7 @@ from frontend.app_config import app_config
 from frontend.config import ServeConfig, model_settings
 from frontend.connections import DRAIN, STOP, Dispatcher, ServerLink, make_pair
 from frontend.device import find_device
-from frontend.division import count_cores, divide_cores
+from frontend.division import count_cores, divide_cores, thread_environment
 from frontend.listener import Listener, ListenError
 from frontend.options import ConfigError
 from frontend.run_directory import RunDirectory
@@ -35,11 +34,6 @@ from ipc.settings import EngineSettings, WorkerSettings
 
 RETRY_INTERVAL = 0.2  # seconds between offers of connections that nobody could take
 SERVICE_STOP_TIMEOUT = 10.0  # seconds for worker and engine to end once nobody needs them
-
-# How often OpenMP's threads look whether the others are done before they sleep: enough for the next operation of the
-# same batch, which they wait for some microseconds. By itself libgomp lets them spin for milliseconds, on cores that
-# somebody else needs: the engine, an API server, another container. See docs/decisions/0009.
-SPINS = "10000"
 
 HORIZON_SHARE = (
     0.7  # of --request-timeout: the encoding work that may be outstanding, so that what is let in is finished (P7)
@@ -185,7 +179,7 @@ class _Launcher:
             threads=self._division.worker,
             log_level=config.log_level,
         )
-        environment = _thread_limits(self._division.worker)
+        environment = thread_environment(self._division.worker)
         if self._device == "cuda":  # batches of ever other shapes leave no holes in the device's memory
             environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         return Launch("scorer_worker", settings, environment)
@@ -201,7 +195,7 @@ class _Launcher:
             threads=self._division.engine,
             log_level=self._config.log_level,
         )
-        return Launch("engine", settings, _thread_limits(self._division.engine))
+        return Launch("engine", settings, thread_environment(self._division.engine))
 
     def _prepare_api_server(self, slot: int) -> Launch:
         ours, theirs = make_pair()
@@ -220,7 +214,7 @@ class _Launcher:
         )
         metrics = self._run_directory / "metrics"
         metrics.mkdir(exist_ok=True)
-        environment = _thread_limits(self._division.api_server) | {
+        environment = thread_environment(self._division.api_server) | {
             "PROMETHEUS_MULTIPROC_DIR": str(metrics),
             "TOKENIZERS_PARALLELISM": "true" if self._division.api_server > 1 else "false",
             "MALLOC_ARENA_MAX": "2",  # two malloc arenas in place of eight per core: resident memory stays small
@@ -352,13 +346,6 @@ class _Launcher:
 def _hosts_encoder(placement: str, device: str) -> bool:
     """Whether the worker encodes: on CUDA, where embeddings then never leave the device, unless told otherwise."""
     return placement == "worker" or (placement == "auto" and device == "cuda")
-
-
-def _thread_limits(threads: int) -> dict[str, str]:
-    limits = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):  # a user's own wins
-        limits["GOMP_SPINCOUNT"] = SPINS
-    return limits
 
 
 async def _wait(tasks: list[asyncio.Task[None]], timeout: float) -> None:
