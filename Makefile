@@ -20,6 +20,9 @@ endif
 DOWNLOAD_cpu := about 200 MB, or 3 GB where the registry has only the CUDA build
 DOWNLOAD_cuda := about 3 GB
 
+# Processes that run tests side by side; the tests of one file stay together.
+JOBS ?= 2
+
 # More arguments, as in: make serve ARGS="--port 9000"    make test ARGS="tests/ipc -x"
 ARGS ?=
 
@@ -46,6 +49,7 @@ help: ## this list
 	@echo "  TORCH=cpu|cuda  which torch to install (now: $(TORCH), $(TORCH_WHY))"
 	@echo "  PYTHON=...      which Python to make $(VENV) with (else the first that works of: $(PYTHON_NAMES))"
 	@echo "  ARGS=...        more arguments, as in: make serve ARGS=\"--port 9000\""
+	@echo "  JOBS=...        processes that run tests side by side (now: $(JOBS))"
 
 demo: $(SERVER) ## start a server with two API servers, rerank a sample, stop
 	@$(RUN) examples/demo.py $(ARGS)
@@ -54,7 +58,7 @@ serve: $(SERVER) ## start a server and leave it running (Ctrl-C stops it)
 	@$(BIN)/maxsimd serve $(ARGS)
 
 test: $(DEVELOPER) ## run the tests
-	@HF_HUB_OFFLINE=1 $(RUN) -m pytest $(ARGS)
+	@HF_HUB_OFFLINE=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 test-without-torch: $(BARE)/.installed ## run the tests of the rooms that must work where torch is not installed
 	@! $(BARE)/bin/python -P -c 'import torch' 2>/dev/null || { $(SAY) "torch is installed in $(BARE)"; exit 1; }

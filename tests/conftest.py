@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported:
 # Other work on the machine must not turn a slow example into a failure.
 settings.register_profile("maxsimd", deadline=None)
 settings.load_profile("maxsimd")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_temporary_directory() -> Iterator[None]:
+    """Tests that run side by side look at what launches leave there, and each means its own."""
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as directory:
+        os.environ["TMPDIR"], tempfile.tempdir = directory, None
+        yield
+        tempfile.tempdir = None
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -41,6 +41,7 @@ def server() -> Iterator[Server]:
     running.end()
 
 
+@pytest.mark.slow
 def test_mixed_traffic_leaves_no_file_socket_or_thread(server: Server, truth: Truth) -> None:
     """The short version of `test_soak.py`, before anything is killed here."""
     wait_spare(server)
@@ -173,6 +174,7 @@ def test_spare_becomes_whichever_service_dies_also_while_it_is_being_born(server
     assert [restarts(server, module) for module in (WORKER, ENGINE)] == [count + 1 for count in before]
 
 
+@pytest.mark.long
 def test_spare_that_dies_is_followed_by_another_and_is_no_crash(server: Server) -> None:
     spare, before = wait_spare(server), [restarts(server, module) for module in (WORKER, ENGINE)]
     services = [server.children(module) for module in (WORKER, ENGINE)]
@@ -218,6 +220,7 @@ def test_spare_has_no_model_no_store_no_socket_and_no_device(server: Server) -> 
     assert "libtorch" in maps and ".safetensors" not in maps and "/dev/nvidia" not in maps
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["sigterm-to-all", "launcher-killed"])
 def test_spare_ends_with_the_launch(number: int) -> None:
     """Also one that is only being born, and without a word of it."""

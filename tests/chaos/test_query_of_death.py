@@ -41,8 +41,8 @@ def test_fault_is_not_in_the_process_of_the_tests() -> None:
 @pytest.mark.parametrize(
     ("document", "module"),
     [
-        pytest.param(DEADLY_EMBEDDINGS, WORKER, id="embeddings-kill-the-scorer"),
-        pytest.param(DEADLY_TO_ADMIT, WORKER, id="embeddings-kill-who-makes-room-for-them"),
+        pytest.param(DEADLY_EMBEDDINGS, WORKER, id="embeddings-kill-the-scorer", marks=pytest.mark.long),
+        pytest.param(DEADLY_TO_ADMIT, WORKER, id="embeddings-kill-who-makes-room-for-them", marks=pytest.mark.long),
         # the worker that has been started again misses every text, so the request comes back under other names
         pytest.param(DEADLY_TO_SCORE, WORKER, id="text-kills-the-scorer"),
         pytest.param(DEADLY_TO_ENCODE, ENGINE, id="text-kills-the-encoder"),

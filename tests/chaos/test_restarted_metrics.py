@@ -100,7 +100,7 @@ def held_by_launcher(server: Server) -> Holdings:
     return min(looks, key=lambda look: look.files)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_totals_are_what_clients_counted_over_restarts(start: Callable[..., Server], tmp_path: Path) -> None:
     server = start(*EMBEDDINGS_ONLY, "--api-server-count", "2", environment={"TMPDIR": str(tmp_path)})
     restarted = Restarted(server, tmp_path, ROWS)

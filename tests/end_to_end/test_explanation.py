@@ -186,6 +186,7 @@ def test_the_answer_in_the_documentation_is_the_servers(shared_server: Server) -
             10,
             ["--no-embedding-cache", "--embedding-cache-size", "32MiB", "--engine-placement", "worker"],
             id="nothing-is-kept-and-the-worker-encodes",
+            marks=pytest.mark.long,
         ),
     ],
 )

@@ -1,4 +1,7 @@
-"""Promise P3 through the whole server: every format, 1, 2 and 4 API servers, any mix of traffic."""
+"""Promise P3 through the whole server: every format, 1, 2 and 4 API servers, any mix of traffic.
+
+1 and 4 only where it is asked for: pytest -m long tests/end_to_end/test_fidelity.py
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,9 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return directory, np.asarray(scores, dtype=np.float32)
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4])
+@pytest.fixture(
+    scope="module", params=[pytest.param(1, marks=pytest.mark.long), 2, pytest.param(4, marks=pytest.mark.long)]
+)
 def serving(request: pytest.FixtureRequest, checkpoint: tuple[Path, Floats]) -> Iterator[Serving]:
     directory, expected = checkpoint
     # a small budget and a store of a few documents: batches are cut and entries evicted all the time
