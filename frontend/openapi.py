@@ -36,7 +36,7 @@ _ERRORS = {
     404: "No such model (with --strict-model-name)",
     408: "The body did not come within --request-timeout, or the headers within 10 s",
     413: "The body is larger than --max-body-bytes",
-    429: "Too many requests are waiting; decided before the body is read",
+    429: "Too much waits to be encoded; in a flood decided before the body is read",
     431: "More than 100 headers, or 32 KiB of them",
     500: "Our fault; the log has the request id",
     503: "A service is away, or the deadline has passed",
