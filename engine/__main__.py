@@ -97,7 +97,7 @@ def _serve(child: Child, settings: EngineSettings, model: LoadedModel, encoder: 
     pulse = Pulse(child, seconds)
     settle_collector()
     child.report(Up({"model": model.spec.name, "fingerprint": model.fingerprint.hex(), "rate": f"{rate:.0f} tokens/s"}))
-    service.run(child.is_orphaned, lambda: pulse.beat(thread.busy_seconds()))
+    service.run(child.is_to_stop, lambda: pulse.beat(thread.busy_seconds()))
     endpoint.close()
     return 0
 

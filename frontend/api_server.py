@@ -130,8 +130,8 @@ class _ApiServer:
         self._is_draining = True
 
     def _check_lifeline(self) -> None:
-        """The launcher has gone: nobody will tell us to stop, so stop."""
-        if self._child.is_orphaned():
+        """The launcher has gone, or wants a server that is not up yet to stop."""
+        if self._child.is_to_stop():
             asyncio.get_running_loop().remove_reader(self._child.lifeline)
             self._is_draining = True
             self._stop.set()

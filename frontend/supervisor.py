@@ -17,7 +17,7 @@ import msgspec
 
 from frontend.process import describe_exit, kill, start_process
 from frontend.restart_policy import EXIT_FAILED, GiveUp, RestartPolicy, StartAgain
-from ipc.child import Alive, Broken, Progress, Status, Up
+from ipc.child import STOP, Alive, Broken, Progress, Status, Up
 
 PATIENCE = 10.0  # seconds of silence after which a child that is up counts as hung, unless it says otherwise
 
@@ -115,7 +115,8 @@ class Supervisor:
     def close_lifeline(self) -> None:
         """Ask the child to end; `run` returns when it has."""
         self._is_stopping = True
-        if self._process is not None and self._process.stdin is not None:
+        if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
+            self._process.stdin.write(STOP)
             self._process.stdin.close()
 
     def stop_restarting(self) -> None:

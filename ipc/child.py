@@ -1,8 +1,8 @@
 """A child process and its launcher: settings in, status out, and a lifeline that ends the child.
 
-The child's stdin carries one JSON line with its settings (secrets stay out of `ps`) and then nothing: it is the
-lifeline, and EOF on it means that the launcher has gone or wants this child to stop. The child's stdout carries one
-JSON line per status. Logs go to stderr.
+The child's stdin carries one JSON line with its settings (secrets stay out of `ps`) and then nothing until the end: it
+is the lifeline. STOP on it, or EOF, means that the launcher wants this child to stop; EOF without STOP, that it has
+gone. The child's stdout carries one JSON line per status. Logs go to stderr.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import msgspec
 
 T = TypeVar("T")
 
+STOP = b"\n"  # the launcher's last byte on the lifeline of a child that it wants to stop
 LEAST_PATIENCE = 10.0  # seconds
 EXIT_USAGE = 2  # what the user gave is wrong; starting again would not help
 
@@ -69,6 +70,7 @@ class Child:
     """
 
     def __init__(self, name: str) -> None:
+        self.is_abandoned = False  # the lifeline has ended without a word: the launcher was killed
         self.rename(name)
         self.lifeline = os.dup(0)
         self._status = os.dup(1)
@@ -102,10 +104,13 @@ class Child:
         except (BlockingIOError, BrokenPipeError):
             return
 
-    def is_orphaned(self) -> bool:
-        """Whether the lifeline has ended, without waiting."""
+    def is_to_stop(self) -> bool:
+        """Whether the lifeline says so, without waiting. Not to be asked again after a yes."""
         readable, _, _ = select.select([self.lifeline], [], [], 0)
-        return bool(readable) and not os.read(self.lifeline, 1)
+        if not readable:
+            return False
+        self.is_abandoned = os.read(self.lifeline, 1) != STOP
+        return True
 
 
 class Pulse:

@@ -27,8 +27,11 @@ def make_run_directory() -> Path:
 
 
 def remove_run_directory(directory: Path) -> None:
-    """Remove the sockets of a launch that has ended. Missing files are fine."""
-    shutil.rmtree(directory, ignore_errors=True)
+    """Remove the sockets of a launch that has ended. Missing files are fine; a directory that was not made by
+    `make_run_directory` is left alone.
+    """
+    if directory.name.startswith(RUN_DIRECTORY_PREFIX):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def bind_router(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:

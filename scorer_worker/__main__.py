@@ -128,10 +128,9 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     pulse = Pulse(child, longest_batch)
     settle_collector()
     child.report(Up(_summary(arena, model, settings)))
-    launcher = os.getppid()
-    worker.run(child.is_orphaned, lambda: pulse.beat(hosted.busy_seconds() if hosted is not None else 0.0))
+    worker.run(child.is_to_stop, lambda: pulse.beat(hosted.busy_seconds() if hosted is not None else 0.0))
     endpoint.close()
-    if os.getppid() != launcher:  # it was killed, so it cannot clear away itself
+    if child.is_abandoned:  # the launcher cannot clear away itself
         remove_run_directory(Path(settings.running_path).parent)
     return 0
 

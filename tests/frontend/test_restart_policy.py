@@ -98,6 +98,9 @@ class FakeProcess:
     def close(self) -> None:
         self.end(0)
 
+    def is_closing(self) -> bool:
+        return self.returncode is not None
+
 
 class Child:
     """A supervisor, and how its processes fare."""

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from ipc.child import STOP
 from ipc.codec import decode_to_client, encode
 from ipc.errors import MalformedMessage
 from ipc.messages import IDENTITY_BYTES, Hello, Message, Ready, Statistics, Stats, ToClient
@@ -86,12 +87,13 @@ class Service:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def stop(self) -> int:
-        """As the launcher does: the lifeline ends.
+        """As the launcher does, on the lifeline.
 
         Returns:
             The exit code.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(STOP)
         self.process.stdin.close()
         try:
             code = self.process.wait(LIMIT)
