@@ -112,7 +112,7 @@ class RerankWithEncodingBody(CommonBody, frozen=True, kw_only=True):
     pool_factor: Annotated[int | None, Meta(description="Only 1")] = None
 
 
-class NextPlaidRank(msgspec.Struct, frozen=True):
+class NextPlaidRank(msgspec.Struct, frozen=True, gc=False):
     index: int
     score: float
 

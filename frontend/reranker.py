@@ -8,7 +8,7 @@ supplies what was missing, the second supplies every text, so three `Score`s suf
 Where the worker hosts the encoder, a few texts that were not asked for here lately, as a query nearly always is, go
 with the first `Score` as token ids: it is cheaper to send them in vain than to hear that they are missing.
 
-    R1  Requests are cut into parts: at most `max_job_rows` rows, each text in whole grains of the store, PART_PAIRS
+    R1  Requests are cut into parts: at most `max_job_rows` rows, each text in whole grains of the store, `part_pairs`
         pairs and PART_BYTES of supplied embeddings each. Scores are independent per pair, so the cut is not visible.
     R2  All parts of this process together hold at most the byte budget in embeddings; one request has at most two in
         flight.
@@ -61,7 +61,6 @@ from ipc.messages import (
 PART_BYTES = 4 * 2**20  # of encoded embeddings in one Score: a second or so of a CPU engine's work
 VALUE_PART_BYTES = 16 * 2**20  # of a client's own embeddings in one Score
 BUDGET_BYTES = 32 * 2**20
-PART_PAIRS = 2048  # in one Score: what the worker does for it before somebody else's is read
 PARTS_IN_FLIGHT = 2  # of one request: one is encoded while another is scored
 ATTEMPTS = 3
 FEW_TEXTS = 4  # that are supplied before they are missed
@@ -246,8 +245,9 @@ class _Ranking:
 
     async def run(self) -> RankingResult:
         service = await self._wait_worker()
-        self._check(service)
         by_value = {i for i, text in enumerate(self._texts) if isinstance(text, EmbeddingsInput)}
+        self._check(service, by_value)
+        await end_turn(len(self._texts))
         new = self._new_texts(service)
         if new:
             self._tell_missing(new)
@@ -309,13 +309,13 @@ class _Ranking:
     async def _wait_worker(self) -> Service:
         return await self._worker.wait_ready(max(0.0, self._deadline - self._loop.time()))
 
-    def _check(self, service: Service) -> None:
+    def _check(self, service: Service, by_value: Iterable[int]) -> None:
         """Embeddings by value have the model's width, and every single pair fits the store."""
         dim, limits = service.ready.dim, service.ready.limits
         most = limits.max_job_rows // 2 // limits.row_grain * limits.row_grain  # of one of the two texts of a pair
-        for index, text in enumerate(self._texts):
-            if not isinstance(text, EmbeddingsInput):
-                continue
+        for index in sorted(by_value):
+            text = self._texts[index]
+            assert isinstance(text, EmbeddingsInput)
             name = self._name(index)
             if text.dim != dim:
                 raise invalid(f"{name}.embeddings: shape [{text.rows}, {text.dim}], this server's dim is {dim}", name)
@@ -604,10 +604,11 @@ class _Ranking:
         is_light = len(supply) <= FEW_TEXTS and all(
             text < self._num_queries and isinstance(self._texts[text], TextInput) for text in supply
         )
-        most = min(len(self._texts), PART_PAIRS + self._num_queries)  # texts in a part
+        most = min(len(self._texts), limits.part_pairs + self._num_queries)  # texts in a part
         if is_light and most * _whole_grains(self._longest, limits.row_grain) <= limits.max_job_rows:
             # what is asked for again and again costs nothing for each document here
-            return [_Part(pairs[start : start + PART_PAIRS], supply) for start in range(0, len(pairs), PART_PAIRS)]
+            step = limits.part_pairs
+            return [_Part(pairs[start : start + step], supply) for start in range(0, len(pairs), step)]
         named = [p for p in pairs if self._pair(p)[1] not in supply] if supply else pairs
         carried = [p for p in pairs if self._pair(p)[1] in supply] if supply else []
         return [*await self._cut(named, supply, limits), *await self._cut(carried, supply, limits)]
@@ -625,7 +626,7 @@ class _Ranking:
                 new_rows = sum([_whole_grains(self._max_rows(text), grain) for text in new])
                 new_size = sum([self._part_share(text) for text in new if text in supply]) if supply else 0
                 is_large = rows + new_rows > limits.max_job_rows or size + new_size > PART_BYTES
-                if current and (is_large or len(current) == PART_PAIRS):
+                if current and (is_large or len(current) == limits.part_pairs):
                     parts.append(_Part(current, seen & supply))
                     current, seen, rows, size = [], set(), 0, 0
                     new_rows = sum([_whole_grains(self._max_rows(text), grain) for text in both])

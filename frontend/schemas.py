@@ -179,11 +179,11 @@ class ScoreUsage(msgspec.Struct, frozen=True):
     completion_tokens_details: None = None
 
 
-class Document(msgspec.Struct, frozen=True):
+class Document(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
-class RankedDocument(msgspec.Struct, frozen=True):
+class RankedDocument(msgspec.Struct, frozen=True, gc=False):
     index: int
     relevance_score: float
     document: Document | UnsetType = UNSET
@@ -211,7 +211,7 @@ class RerankMeta(msgspec.Struct, frozen=True):
     billed_units: BilledUnits = BilledUnits()
 
 
-class VoyageRank(msgspec.Struct, frozen=True):
+class VoyageRank(msgspec.Struct, frozen=True, gc=False):
     index: int
     relevance_score: float
 
@@ -229,7 +229,7 @@ class RerankAnswer(msgspec.Struct, frozen=True):
     data: list[VoyageRank] | UnsetType = UNSET
 
 
-class TeiRank(msgspec.Struct, frozen=True):
+class TeiRank(msgspec.Struct, frozen=True, gc=False):
     """One element of TEI's answer, which is a list."""
 
     index: int
@@ -238,7 +238,7 @@ class TeiRank(msgspec.Struct, frozen=True):
     explanation: list[TokenMatch] | UnsetType = UNSET
 
 
-class InfinityDocument(msgspec.Struct, frozen=True):
+class InfinityDocument(msgspec.Struct, frozen=True, gc=False):
     """Infinity's clients read the document as a string."""
 
     index: int
@@ -288,7 +288,7 @@ class MixedbreadAnswer(msgspec.Struct, frozen=True):
     object: str = "list"
 
 
-class ScoredPair(msgspec.Struct, frozen=True):
+class ScoredPair(msgspec.Struct, frozen=True, gc=False):
     index: int
     score: float
     object: str = "score"

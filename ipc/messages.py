@@ -86,6 +86,9 @@ class Limits(Record, frozen=True):
     max_message_bytes: Count
     max_texts: Count
     row_grain: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 1  # an entry takes a multiple of it, and at least one
+    part_pairs: Annotated[int, msgspec.Meta(ge=1)] = (
+        2048  # of a larger task in one Score: somebody else's comes between
+    )
 
 
 class TextSpec(Record, frozen=True):

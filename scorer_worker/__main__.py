@@ -247,10 +247,18 @@ def _describe(
         hosted: the model that this process encodes with, if it does.
         tokens: that all clients together may have outstanding.
     """
+    from scorer_worker.device import TRAITS
+
     return Description(
         dim=arena.rows.shape[1],
         fingerprint=fingerprint,
-        limits=Limits(arena.directory.max_job_rows, MAX_MESSAGE_BYTES, MAX_TEXTS, ROW_GRAIN),
+        limits=Limits(
+            arena.directory.max_job_rows,
+            MAX_MESSAGE_BYTES,
+            MAX_TEXTS,
+            ROW_GRAIN,
+            TRAITS[arena.rows.device.type].part_pairs,
+        ),
         capacity=Credits(OUTSTANDING_BYTES, tokens),
         device=str(arena.rows.device),
         hosts_encoder=hosted is not None,

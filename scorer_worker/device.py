@@ -22,6 +22,7 @@ class DeviceTraits:
     slice_work: int  # of one client's turn
     read_rows: int  # query rows whose products take as long as it takes to bring a document's row to them
     aligned_pair_work: int  # multiply-adds that take as long as what a pair's alignment costs beside its product
+    part_pairs: int  # that one message asks for: reading and answering it costs the control thread some us for each
 
     def pair_work(self, query_rows: float, document_rows: float, dim: int) -> int:
         """What scoring a pair of about so many rows costs, in multiply-adds."""
@@ -29,10 +30,15 @@ class DeviceTraits:
 
 
 TRAITS = {
-    # about 7 ms of two cores; a call by itself costs 0.1 ms. 1.4 to 1.9 * 10**11 a second (docs/numbers.md), of which
+    # about 3.5 ms of two cores; a call by itself costs 0.1 ms. 1.4 to 1.9 * 10**11 a second (docs/numbers.md), of which
     # gathering and reducing take 40 % beside a query of 32 rows
-    "cpu": DeviceTraits(batch_work=10**9, slice_work=25 * 10**7, read_rows=24, aligned_pair_work=10**6),
-    "cuda": DeviceTraits(batch_work=4 * 10**11, slice_work=10**11, read_rows=0, aligned_pair_work=10**9),  # about 2 ms
+    "cpu": DeviceTraits(
+        batch_work=5 * 10**8, slice_work=25 * 10**7, read_rows=24, aligned_pair_work=10**6, part_pairs=256
+    ),
+    # about 2 ms
+    "cuda": DeviceTraits(
+        batch_work=4 * 10**11, slice_work=10**11, read_rows=0, aligned_pair_work=10**9, part_pairs=2048
+    ),
 }
 
 

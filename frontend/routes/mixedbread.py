@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
 from frontend.call import admitted
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import MixedbreadAnswer, MixedbreadRank, Usage, decode_reranking, text_of
+from frontend.turns import write_list
 
 _encoder = msgspec.json.Encoder()
 
@@ -25,15 +28,15 @@ async def reranking(request: Request) -> Response:
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: body.top_k or None]
         shows = bool(body.return_input)
 
-        def text(index: int) -> str | UnsetType:
-            own = text_of(body.input[index], f"input[{index}]") if shows else None
-            return UNSET if own is None else own
+        def rank(index: int) -> MixedbreadRank:
+            text = text_of(body.input[index], f"input[{index}]") if shows else None
+            return MixedbreadRank(index, scores[index], UNSET if text is None else text)
 
         tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
         answer = MixedbreadAnswer(
             model=call.api.model_names[0],
             usage=Usage(tokens, tokens),
-            data=[MixedbreadRank(index, scores[index], text(index)) for index in order],
+            data=cast("list[MixedbreadRank]", await write_list(rank, order)),
             top_k=len(order),
             return_input=shows,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,6 +13,7 @@ from frontend.embedding_schemas import NextPlaidAnswer, NextPlaidRank, check_poo
 from frontend.ranking import RankingResult
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import CommonBody, InputBody
+from frontend.turns import write_list
 
 _encoder = msgspec.json.Encoder()
 
@@ -23,12 +26,13 @@ async def rerank_with_encoding(request: Request) -> Response:
         check_pool_factor(body.pool_factor)
         documents: list[InputBody] = list(body.documents)
         result = await call.score(await call.make_task(body, [body.query], documents, None, ("query", "documents")))
-        answer = next_plaid_answer(call, body, result)
+        answer = await next_plaid_answer(call, body, result)
         return Response(_encoder.encode(answer), 200, call.timing_headers(result), "application/json")
 
 
-def next_plaid_answer(call: Call, body: CommonBody, result: RankingResult) -> NextPlaidAnswer:
+async def next_plaid_answer(call: Call, body: CommonBody, result: RankingResult) -> NextPlaidAnswer:
     """Its own `score_mode` is raw; another one is taken from the request or the server, as everywhere."""
     scores = convert_scores(result, None, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
     order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
-    return NextPlaidAnswer([NextPlaidRank(index, scores[index]) for index in order], len(scores))
+    results = await write_list(lambda index: NextPlaidRank(index, scores[index]), order)
+    return NextPlaidAnswer(cast("list[NextPlaidRank]", results), len(scores))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,6 +11,7 @@ from starlette.responses import Response
 from frontend.call import admitted
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import InputBody, NimAnswer, NimRank, Usage, decode_ranking
+from frontend.turns import write_list
 
 _encoder = msgspec.json.Encoder()
 
@@ -26,5 +29,6 @@ async def ranking(request: Request) -> Response:
         scores = convert_scores(result, None, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
         tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
-        answer = NimAnswer([NimRank(index, scores[index]) for index in order], Usage(tokens, tokens))
+        rankings = await write_list(lambda index: NimRank(index, scores[index]), order)
+        answer = NimAnswer(cast("list[NimRank]", rankings), Usage(tokens, tokens))
         return Response(_encoder.encode(answer), 200, call.timing_headers(result), "application/json")

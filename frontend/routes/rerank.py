@@ -11,10 +11,10 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import cast
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
@@ -52,11 +52,11 @@ from frontend.schemas import (
     decode_rerank,
     text_of,
 )
-from frontend.turns import end_turn
+from frontend.turns import end_turn, write_list
 
 HAVE_SPANS = (Dialect.VLLM, Dialect.COHERE)  # answers with a place for relevant spans
 
-Result = TypeVar("Result", RankedDocument, TeiRank, InfinityDocument)
+Result = RankedDocument | TeiRank | InfinityDocument
 
 _encoder = msgspec.json.Encoder()
 
@@ -95,9 +95,13 @@ async def rerank(request: Request) -> Response:
         result = await call.score(task)
         ranked = _rank(call, body, documents, result)
         await end_turn(len(documents))
-        answer = next_plaid_answer(call, body, result) if dialect is Dialect.NEXT_PLAID else _answer(ranked, dialect)
+        if dialect is Dialect.NEXT_PLAID:
+            content = _encoder.encode(await next_plaid_answer(call, body, result))
+        else:
+            results = await write_list(lambda index: _result(ranked, dialect, index), ranked.order)
+            content = _encoder.encode(_answer(ranked, dialect, results))
         await end_turn(len(documents))
-        return Response(_encoder.encode(answer), 200, call.timing_headers(result), "application/json")
+        return Response(content, 200, call.timing_headers(result), "application/json")
 
 
 async def _explained(
@@ -125,16 +129,9 @@ async def _explained(
     ranked = _rank(call, body, documents, result)
 
     def write(matches: Mapping[int, Sequence[TokenMatch]]) -> bytes:
-        answer = _answer(ranked, dialect)
-        more = (ranked, matches, asked, isinstance(task.queries[0], TextInput))
-        match answer:
-            case RerankAnswer():
-                _explain_results(answer.results, *more)
-            case InfinityAnswer():
-                _explain_results(answer.results, *more)
-            case _:
-                _explain_results(answer, *more)
-        return _encoder.encode(answer)
+        results = [_result(ranked, dialect, index) for index in ranked.order]
+        _explain_results(results, ranked, matches, asked, isinstance(task.queries[0], TextInput))
+        return _encoder.encode(_answer(ranked, dialect, results))
 
     async with call.explained(task, result) as matches:
         content = await asyncio.to_thread(write, matches)
@@ -255,55 +252,51 @@ def _rank(call: Call, body: RerankBody, documents: Sequence[GivenInput], result:
 # --- the dialects -----------------------------------------------------------------------------------------------------
 
 
-def _answer(ranked: _Ranked, dialect: Dialect) -> RerankAnswer | InfinityAnswer | list[TeiRank]:
-    """Of all dialects but next-plaid's."""
+def _result(ranked: _Ranked, dialect: Dialect, index: int) -> Result:
+    """One document in the answer. Embeddings have no text to return."""
     match dialect:
         case Dialect.TEI:
-            return _tei_answer(ranked)
+            text = ranked.text(index) if ranked.body.return_text else None
+            return TeiRank(index, ranked.scores[index], UNSET if text is None else text)
         case Dialect.INFINITY:
-            return _infinity_answer(ranked)
+            text = ranked.text(index) if ranked.body.return_documents else None
+            return InfinityDocument(index, ranked.scores[index], text)
         case _:
-            return _common_answer(ranked, dialect)
+            asked = ranked.body.return_documents
+            shows = bool(asked) if dialect is Dialect.COHERE else asked is not False
+            text = ranked.text(index) if shows else None
+            return RankedDocument(index, ranked.scores[index], UNSET if text is None else Document(text))
 
 
-def _common_answer(ranked: _Ranked, dialect: Dialect) -> RerankAnswer:
-    """The one that vLLM's, Jina's and Cohere's clients read. Embeddings have no text to return: the key is left out."""
-    is_v2 = dialect is Dialect.COHERE
-    asked = ranked.body.return_documents
-    shows = bool(asked) if is_v2 else asked is not False
+def _answer(
+    ranked: _Ranked, dialect: Dialect, results: Sequence[Result] | msgspec.Raw
+) -> RerankAnswer | InfinityAnswer | Sequence[Result] | msgspec.Raw:
+    """Of all dialects but next-plaid's, for an encoder: it takes what is written already as it is."""
+    match dialect:
+        case Dialect.TEI:
+            return results
+        case Dialect.INFINITY:
+            return _infinity_answer(ranked, cast("list[InfinityDocument]", results))
+        case _:
+            return _common_answer(ranked, dialect, cast("list[RankedDocument]", results))
 
-    def document(index: int) -> Document | UnsetType:
-        text = ranked.text(index) if shows else None
-        return UNSET if text is None else Document(text)
 
+def _common_answer(ranked: _Ranked, dialect: Dialect, results: list[RankedDocument]) -> RerankAnswer:
+    """The one that vLLM's, Jina's and Cohere's clients read."""
     return RerankAnswer(
         id=f"rerank-{ranked.request_id}",
         model=ranked.model,
         created=int(time.time()),
         usage=Usage(ranked.tokens, ranked.tokens),
-        results=[RankedDocument(index, ranked.scores[index], document(index)) for index in ranked.order],
-        meta=RerankMeta(ApiVersion("2" if is_v2 else "1"), InputTokens(ranked.tokens)),
+        results=results,
+        meta=RerankMeta(ApiVersion("2" if dialect is Dialect.COHERE else "1"), InputTokens(ranked.tokens)),
         data=UNSET
         if ranked.body.top_k is UNSET
         else [VoyageRank(index, ranked.scores[index]) for index in ranked.order],
     )
 
 
-def _tei_answer(ranked: _Ranked) -> list[TeiRank]:
-    """A list, with `text` only if asked for."""
-
-    def text(index: int) -> str | UnsetType:
-        own = ranked.text(index) if ranked.body.return_text else None
-        return UNSET if own is None else own
-
-    return [TeiRank(index, ranked.scores[index], text(index)) for index in ranked.order]
-
-
-def _infinity_answer(ranked: _Ranked) -> InfinityAnswer:
+def _infinity_answer(ranked: _Ranked, results: list[InfinityDocument]) -> InfinityAnswer:
     """Documents are strings or null, and `object` is what its client insists on."""
-    shows = bool(ranked.body.return_documents)
-    results = [
-        InfinityDocument(index, ranked.scores[index], ranked.text(index) if shows else None) for index in ranked.order
-    ]
     usage = Usage(ranked.tokens, ranked.tokens)
     return InfinityAnswer(f"infinity-{ranked.request_id}", ranked.model, int(time.time()), usage, results)

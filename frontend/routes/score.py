@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import msgspec
 from starlette.requests import Request
@@ -27,6 +28,7 @@ from frontend.schemas import (
     as_list,
     decode_score,
 )
+from frontend.turns import write_list
 
 _encoder = msgspec.json.Encoder()
 
@@ -44,7 +46,9 @@ async def score(request: Request) -> Response:
         asked = explanation_request(body.explain)
         if asked is None:
             result = await call.score(task)
-            content = _encoder.encode(_answer(call, body, pairs, result))
+            scores = _scores(call, body, pairs, result)
+            data = await write_list(lambda index: ScoredPair(index, scores[index]), range(len(scores)))
+            content = _encoder.encode(_answer(call, result, cast("list[ScoredPair]", data)))
             return Response(content, 200, call.timing_headers(result), "application/json")
 
         def all_pairs(result: RankingResult) -> Sequence[int]:
@@ -54,25 +58,29 @@ async def score(request: Request) -> Response:
         result = await call.score(replace(task, choose_aligned=all_pairs))
 
         def write(matches: Mapping[int, Sequence[TokenMatch]]) -> bytes:
-            answer = _answer(call, body, pairs, result)
-            for place, pair in enumerate(answer.data):
-                answer.data[place] = msgspec.structs.replace(pair, explanation=written(matches.get(place, ())))
-            return _encoder.encode(answer)
+            data = [
+                msgspec.structs.replace(ScoredPair(index, score), explanation=written(matches.get(index, ())))
+                for index, score in enumerate(_scores(call, body, pairs, result))
+            ]
+            return _encoder.encode(_answer(call, result, data))
 
         async with call.explained(task, result) as matches:
             content = await asyncio.to_thread(write, matches)
         return Response(content, 200, call.timing_headers(result), "application/json")
 
 
-def _answer(call: Call, body: ScoreBody, pairs: Sequence[tuple[int, int]] | None, result: RankingResult) -> ScoreAnswer:
-    scores = convert_scores(result, pairs, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
+def _scores(call: Call, body: ScoreBody, pairs: Sequence[tuple[int, int]] | None, result: RankingResult) -> list[float]:
+    return convert_scores(result, pairs, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
+
+
+def _answer(call: Call, result: RankingResult, data: list[ScoredPair]) -> ScoreAnswer:
     tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
     return ScoreAnswer(
         id=f"score-{call.request_id}",
         object="list",
         created=int(time.time()),
         model=call.api.model_names[0],
-        data=[ScoredPair(index, value) for index, value in enumerate(scores)],
+        data=data,
         usage=ScoreUsage(tokens, tokens),
     )
 

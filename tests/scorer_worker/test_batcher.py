@@ -1,4 +1,4 @@
-"""What goes into the next launch: B1 to B4 of scorer_worker.batcher."""
+"""What goes into the next launch: B1 to B5 of scorer_worker.batcher."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ipc.running import RequestName
-from scorer_worker.batcher import Batcher, ScoringJob
+from scorer_worker.batcher import SMALL_SHARE, Batcher, ScoringJob
 
 MAX_PAIRS, MAX_WORK, SLICE_WORK = 50, 1000, 200
 
@@ -20,6 +20,10 @@ def named(number: int) -> RequestName:
 
 def batcher() -> Batcher:
     return Batcher(MAX_PAIRS, MAX_WORK, SLICE_WORK)
+
+
+def is_small(job: ScoringJob) -> bool:
+    return job.num_pairs * job.work_per_pair * SMALL_SHARE <= SLICE_WORK
 
 
 def test_nothing_to_do_is_an_empty_batch() -> None:
@@ -34,11 +38,30 @@ def test_small_jobs_of_all_clients_share_a_batch() -> None:
     assert len(waiting) == 0
 
 
-def test_small_job_behind_a_large_one_is_in_the_first_batch() -> None:
+def test_small_job_behind_a_large_one_is_first_and_alone() -> None:
     waiting = batcher()
     waiting.add(ScoringJob(named(1), b"a", 1000, 10))
     waiting.add(ScoringJob(named(2), b"b", 1, 10))
-    assert named(2) in [part.job.name for part in waiting.next_batch()]
+    assert [part.job.name for part in waiting.next_batch()] == [named(2)]
+
+
+def test_small_jobs_without_end_leave_a_slice_to_the_large_one() -> None:
+    waiting = batcher()
+    waiting.add(ScoringJob(named(0), b"a", 60, 10))
+    shares = []
+    for number in range(1, 7):
+        waiting.add(ScoringJob(named(number), b"b", 1, 10))
+        shares.append([(part.job.name[1], part.stop - part.start) for part in waiting.next_batch()])
+    assert shares == [[(1, 1)], [(0, 20)], [(2, 1), (3, 1)], [(0, 20)], [(4, 1), (5, 1)], [(0, 20)]]
+
+
+def test_large_job_alone_has_whole_batches_until_a_small_one_comes() -> None:
+    waiting = batcher()
+    waiting.add(ScoringJob(named(0), b"a", 120, 10))
+    assert [part.stop - part.start for part in waiting.next_batch()] == [40]
+    waiting.add(ScoringJob(named(1), b"b", 1, 10))
+    assert [part.job.name[1] for part in waiting.next_batch()] == [1]
+    assert [part.stop - part.start for part in waiting.next_batch()] == [40]
 
 
 def test_slices_of_one_job_are_merged() -> None:
@@ -62,13 +85,16 @@ def test_suspect_is_alone() -> None:
     assert [[part.job.name for part in waiting.next_batch()] for _ in range(2)] == [[named(2)], [named(1)]]
 
 
-@given(st.lists(st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.integers(1, 30)), min_size=1, max_size=12))
-def test_clients_take_turns(jobs: list[tuple[bytes, int]]) -> None:
-    """B4: while two clients wait, neither gets two slices more than the other."""
+@given(
+    st.lists(st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.integers(1, 30)), min_size=1, max_size=12),
+    st.sampled_from([0, SLICE_WORK]),
+)
+def test_clients_take_turns(jobs: list[tuple[bytes, int]], work: int) -> None:
+    """B4: while two clients wait in a lane, neither gets two slices more than the other."""
     waiting = Batcher(1, MAX_WORK, SLICE_WORK)  # one pair a batch: the order of turns is visible
     left: dict[bytes, int] = defaultdict(int)
     for number, (client, pairs) in enumerate(jobs):
-        waiting.add(ScoringJob(named(number), client, pairs, 1))
+        waiting.add(ScoringJob(named(number), client, pairs, work))
         left[client] += pairs
     served: dict[bytes, int] = defaultdict(int)
     while len(waiting):
@@ -116,6 +142,7 @@ class BatcherMachine(RuleBasedStateMachine):
         if len(batch) > 1:
             assert pairs <= MAX_PAIRS and work <= MAX_WORK  # B1
             assert not any(part.job.is_suspect for part in batch)  # B3
+            assert len({is_small(part.job) for part in batch}) == 1  # B5
         for part in batch:
             name = part.job.name[1]
             self.handed[name] += range(part.start, part.stop)
