@@ -8,7 +8,7 @@ its programs.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional
@@ -35,9 +35,7 @@ class Linear:
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """[n, in] -> [n, out]"""
         if self._is_packed:
-            product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-                rows, self._weight, self._bias, self._activation, [], "none"
-            )
+            product: torch.Tensor = _linear_pointwise(rows, self._weight, self._bias, self._activation, [], "none")
             return product
         product = functional.linear(rows, self._weight, self._bias)
         return functional.gelu(product) if self._activation == "gelu" else product
@@ -55,13 +53,13 @@ def multiply(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """
     if not _can_pack(weight):
         return functional.linear(rows, weight)
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "none")
+    product: torch.Tensor = _linear_pointwise(rows, weight, None, "none", [], "none")
     return product
 
 
 def _can_pack(weight: torch.Tensor) -> bool:
     # smaller dtypes go to oneDNN without our help
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and _HAS_ONEDNN
+    return _HAS_ONEDNN and weight.is_cpu and weight.dtype == torch.float32
 
 
 def _has_onednn() -> bool:
@@ -70,6 +68,7 @@ def _has_onednn() -> bool:
 
 
 _HAS_ONEDNN = _has_onednn()  # the operators are private to torch: a torch without them takes the public way
+_linear_pointwise: Any = torch.ops.mkldnn._linear_pointwise.default if _HAS_ONEDNN else None  # looked up once: 5 us
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:

@@ -44,12 +44,12 @@ from ipc.messages import (
     Statistics,
     Stats,
 )
-from ipc.sockets import connect_dealer, receive_parts
+from ipc.sockets import connect_dealer, receive_parts, send_parts
 
 HELLO_INTERVAL = 0.5  # seconds
 SEARCH_INTERVAL = 0.05  # seconds between Hellos while the service does not answer
+POLLIN = int(zmq.POLLIN)
 SILENCE_LIMIT = 3.0  # seconds without a Ready after which the service counts as away
-COPY_BELOW = 65_536
 
 _log = logging.getLogger("maxsimd.ipc")
 
@@ -296,15 +296,11 @@ class ServiceClient:
 
     def _try_send(self, message: Message, frames: Sequence[Buffer] = ()) -> bool:
         """Whether the message is on its way. False: the service is not there; nothing was sent."""
-        parts = encode(message, frames)
-        last = len(parts) - 1
         try:
-            for index, part in enumerate(parts):
-                flags = zmq.NOBLOCK | (zmq.SNDMORE if index < last else 0)
-                self._socket.send(part, flags, copy=memoryview(part).nbytes < COPY_BELOW)
+            send_parts(self._socket, encode(message, frames))
         except zmq.Again:
             return False
-        if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # a send may have swallowed the edge
+        if int(self._socket.getsockopt(zmq.EVENTS)) & POLLIN:  # a send may have swallowed the edge
             self._loop.call_soon(self._turn)
         return True
 

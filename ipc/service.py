@@ -45,13 +45,10 @@ from ipc.messages import (
     Stats,
 )
 from ipc.running import RequestName
-from ipc.sockets import bind_router, receive_parts
+from ipc.sockets import bind_router, receive_parts, send_parts
 
 SILENCE_LIMIT = 3.0  # seconds without a Hello; clients send one every 0.5 s
 MESSAGES_AT_ONCE = 256  # taken in one go; then whoever owns the endpoint has its turn
-LAST_FRAME = int(zmq.NOBLOCK)  # plain numbers: an enum's | costs as much as what it is for
-MORE_FOLLOWS = int(zmq.NOBLOCK | zmq.SNDMORE)
-COPY_BELOW = 65_536  # bytes: smaller frames are cheaper to copy than to track
 
 _log = logging.getLogger("maxsimd.ipc")
 
@@ -267,12 +264,8 @@ class Endpoint:
         self._send(identity, ready, writer.frames)
 
     def _send(self, identity: bytes, message: Message, frames: Sequence[Buffer] = ()) -> None:
-        parts = [identity, *encode(message, frames)]
-        last = len(parts) - 1
         try:
-            for index, part in enumerate(parts):
-                flags = MORE_FOLLOWS if index < last else LAST_FRAME
-                self._socket.send(part, flags, copy=memoryview(part).nbytes < COPY_BELOW)
+            send_parts(self._socket, [identity, *encode(message, frames)])
         except (zmq.Again, zmq.ZMQError) as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import zmq
 
+from ipc.arrays import Buffer
 from ipc.errors import MalformedMessage
 from ipc.messages import MAX_MESSAGE_BYTES
 
 RUN_DIRECTORY_PREFIX = "maxsimd-"
 HIGH_WATER_MARK = 4096  # messages; credits keep well below it
 MAX_FRAMES = 4096
+NO_WAIT = int(zmq.NOBLOCK)  # plain numbers: a flag that is an enum costs as much as what it is for
+NO_WAIT_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+COPY_BELOW = 65_536  # bytes: smaller frames are cheaper to copy than to track
 
 
 def make_run_directory() -> Path:
@@ -77,19 +82,31 @@ def receive_parts(socket: zmq.Socket[bytes]) -> list[memoryview] | None:
         MalformedMessage: too many frames; the message has been taken off the socket.
     """
     try:
-        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        frame = socket.recv(NO_WAIT, copy=False)
     except zmq.Again:
         return None
     parts = [frame.buffer]
     count = 1
     while frame.more:
-        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        frame = socket.recv(NO_WAIT, copy=False)
         count += 1
         if count <= MAX_FRAMES:
             parts.append(frame.buffer)
     if count > MAX_FRAMES:
         raise MalformedMessage(f"{count} frames, at most {MAX_FRAMES}")
     return parts
+
+
+def send_parts(socket: zmq.Socket[bytes], parts: Sequence[Buffer]) -> None:
+    """One multipart message, without waiting.
+
+    Raises:
+        zmq.Again, zmq.ZMQError: nothing of it was sent.
+    """
+    last = len(parts) - 1
+    for index, part in enumerate(parts):
+        flags = NO_WAIT_MORE if index < last else NO_WAIT
+        socket.send(part, flags, copy=memoryview(part).nbytes < COPY_BELOW)
 
 
 def _set_common_options(socket: zmq.Socket[bytes]) -> None:

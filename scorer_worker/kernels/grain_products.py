@@ -10,6 +10,7 @@ added.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 
 import torch
 
@@ -17,6 +18,9 @@ from engine.linear import multiply
 from scorer_worker.store import ROW_GRAIN
 
 MAX_PRODUCT = 2**20  # elements of one product, 4 MiB: long queries take smaller blocks
+FEW_SHAPES = ((1, 1), (10, 2), (64, 2), (4, 32))  # grains of documents and of the query, of small products
+
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # [n, dim], [Lq, dim] -> [n, Lq]
 
 
 class GrainProducts:
@@ -33,6 +37,7 @@ class GrainProducts:
         self._grains = arena.view(rows // ROW_GRAIN, ROW_GRAIN * dim)
         self._dim = dim
         self._sizes = sizes_up_to(most_grains)
+        self.multiply_few = _few_product(arena)
         self._scratch = torch.empty(most_grains, ROW_GRAIN * dim, dtype=arena.dtype, device=arena.device)
 
     @property
@@ -64,6 +69,31 @@ class GrainProducts:
         if missing:
             places = torch.cat([places, places[-1:].expand(missing)])
         return multiply(self.gather(places), query).view(-1, ROW_GRAIN, len(query))[:count]
+
+
+def _few_product(arena: torch.Tensor) -> Product:
+    """What multiplies a few grains with a query: to the last bit as `multiply` does, for less, where it can.
+
+    MKL needs 8 to 20 us for what takes oneDNN 20 to 35 at these sizes. Both add up a product's elements in order as
+    long as a row is short enough to be read in one go (to 192 elements on the machine this was seen on). So they are
+    compared here, on what the scores will be made of.
+    """
+    if arena.device.type != "cpu":
+        return multiply
+    generator = torch.Generator().manual_seed(0)
+    dim = arena.shape[1]
+    for grains, query_grains in FEW_SHAPES:
+        rows, query = (
+            torch.nn.functional.normalize(torch.randn(count * ROW_GRAIN, dim, generator=generator))
+            for count in (grains, query_grains)
+        )
+        if not torch.equal(multiply(rows, query), _plain_product(rows, query)):
+            return multiply
+    return _plain_product
+
+
+def _plain_product(rows: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    return torch.mm(rows, query.T)
 
 
 def whole_grains(rows: int) -> int:
