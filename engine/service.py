@@ -84,7 +84,8 @@ class EngineService:
     def _handle(self, event: Event) -> None:
         match event:
             case Request():
-                self._take(event)
+                with self._running.also(event.name):  # a batch may run meanwhile, in the encoder's thread
+                    self._take(event)
             case Cancelled(name):
                 self._requests.drop(name)
             case Gone(identity):

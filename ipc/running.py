@@ -1,9 +1,9 @@
 """Which requests are running right now, in a file that survives the process: so that no request kills twice.
 
-A service writes the ids of a batch before it runs it and clears them after. If it dies in between, its successor reads
-them as suspects: a suspect that is sent again runs alone in its batch; one that was running in two services that died
-is answered WORKER_CRASHED (the query of death, promise P6). The file is a memory map: a write costs a copy of some
-bytes and reaches the page cache even if the process is killed.
+A service writes the ids of a batch before it runs it and clears them after, and so with a request that it reads. If it
+dies in between, its successor reads them as suspects: a suspect that is sent again runs alone in its batch; one that
+was running in two services that died is answered WORKER_CRASHED (the query of death, promise P6). The file is a memory
+map: a write costs a copy of some bytes and reaches the page cache even if the process is killed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ipc.messages import IDENTITY_BYTES
@@ -68,6 +69,16 @@ class RunningFile:
             _ENTRY.pack_into(self._map, offset, identity, request_id, self.deaths((identity, request_id)))
             offset += _ENTRY.size
         _COUNT.pack_into(self._map, 0, len(recorded))
+
+    @contextmanager
+    def also(self, request: RequestName) -> Iterator[None]:
+        """This request too, beside those that run, while the block runs."""
+        (count,) = _COUNT.unpack_from(self._map)
+        if count < MAX_RUNNING:
+            _ENTRY.pack_into(self._map, _COUNT.size + count * _ENTRY.size, *request, self.deaths(request))
+            _COUNT.pack_into(self._map, 0, count + 1)
+        yield
+        _COUNT.pack_into(self._map, 0, count)
 
     def clear(self) -> None:
         """Nothing runs."""

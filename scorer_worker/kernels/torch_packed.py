@@ -28,6 +28,7 @@ from scorer_worker.store import ROW_GRAIN, Entry
 
 BLOCK_BYTES = 8 * 2**20  # gathered at a time: 16,384 rows of 128 floats, 5,461 of 384; more leaves the cache
 MAX_BLOCK_ROWS = 16384
+MAX_MAXIMA = 2**22  # elements, 16 MiB: of a document that fills a quarter of the store they would be a gigabyte
 FEW_BYTES = 2**20  # of small calls' rows, gathered together: 49 against 67 us each where a hundred came at once
 FEW_DOCUMENTS, FEW_PRODUCTS = 64, 2**15  # what counts as a small call, and the elements of its product
 
@@ -130,9 +131,11 @@ class TorchPacked:
         documents = torch.repeat_interleave(num_grains, output_size=total)  # [total]: the document of each grain
         shift = first - (ends - num_grains)
         places = torch.arange(total, device=self._device) + shift[documents]
-        maxima = self._grain_maxima(query, places)  # [total, Lq]
-        best = maxima.new_full((len(num_grains), query.rows), float("-inf"))
-        best.scatter_reduce_(0, documents[:, None].expand_as(maxima), maxima, "amax")
+        best = torch.full((len(num_grains), query.rows), float("-inf"), device=self._device)
+        step = max(1, MAX_MAXIMA // query.rows)
+        for start in range(0, total, step):
+            maxima = self._grain_maxima(query, places[start : start + step])  # [step, Lq]
+            best.scatter_reduce_(0, documents[start : start + step, None].expand_as(maxima), maxima, "amax")
         scores = best.sum(1)
         return torch.where(num_grains > 0, scores, torch.zeros_like(scores))
 

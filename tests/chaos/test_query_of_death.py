@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.fault.sitecustomize import DEADLY_ROOM, DEADLY_ROWS, DEADLY_TOKENS, Poisoner
+from tests.chaos.fault.sitecustomize import (
+    DEADLY_ROOM,
+    DEADLY_ROWS,
+    DEADLY_TO_READ,
+    DEADLY_TOKENS,
+    Poisoner,
+)
 from tests.chaos.processes import ENGINE, WORKER, restarts
 from tests.chaos.traffic import Traffic
 from tests.chaos.truth import DIM, QUERIES, TEXTS, Truth
@@ -18,6 +24,7 @@ from tests.end_to_end.running_server import Server, as_input, random_embeddings,
 
 SPECIAL_TOKENS = 2
 DEADLY_TO_ENCODE = " ".join(["word"] * (DEADLY_TOKENS - SPECIAL_TOKENS))
+DEADLY_TO_TAKE = " ".join(["word"] * (DEADLY_TO_READ - SPECIAL_TOKENS))
 DEADLY_TO_SCORE = " ".join(["word"] * (DEADLY_ROWS - SPECIAL_TOKENS))
 DEADLY_EMBEDDINGS = as_input(random_embeddings(DEADLY_ROWS, DIM, 13))
 DEADLY_TO_ADMIT = as_input(random_embeddings(DEADLY_ROOM, DIM, 14))
@@ -46,6 +53,7 @@ def test_fault_is_not_in_the_process_of_the_tests() -> None:
         # the worker that has been started again misses every text, so the request comes back under other names
         pytest.param(DEADLY_TO_SCORE, WORKER, id="text-kills-the-scorer"),
         pytest.param(DEADLY_TO_ENCODE, ENGINE, id="text-kills-the-encoder"),
+        pytest.param(DEADLY_TO_TAKE, ENGINE, id="text-kills-who-reads-it", marks=pytest.mark.long),
     ],
 )
 def test_query_of_death_costs_its_client_a_500_and_nobody_else_anything(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from ipc.messages import IDENTITY_BYTES
@@ -21,6 +22,16 @@ def test_what_ran_when_the_process_died_is_suspect(tmp_path: Path) -> None:
     third = RunningFile(tmp_path / "running")
     assert third.deaths(REQUEST) == MAX_DEATHS
     assert third.deaths(OTHER) == 1
+
+
+def test_what_is_read_while_a_batch_runs_is_suspect_with_it(tmp_path: Path) -> None:
+    first = RunningFile(tmp_path / "running")
+    first.write([REQUEST])
+    with first.also(OTHER):
+        killed_in_it = shutil.copy(tmp_path / "running", tmp_path / "then")
+    while_reading, after = RunningFile(Path(killed_in_it)), RunningFile(tmp_path / "running")
+    assert (while_reading.deaths(REQUEST), while_reading.deaths(OTHER)) == (1, 1)
+    assert (after.deaths(REQUEST), after.deaths(OTHER)) == (1, 0)
 
 
 def test_what_had_ended_is_not_suspect(tmp_path: Path) -> None:

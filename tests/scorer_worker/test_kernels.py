@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scorer_worker.arena import Arena, as_tensor, is_finite
-from scorer_worker.kernels import make_kernel
+from scorer_worker.kernels import make_kernel, torch_packed
 from scorer_worker.scorer import PairGroup, Scorer
 from scorer_worker.store import Entry, NewEntry
 
@@ -111,6 +111,16 @@ def test_score_is_bitwise_independent_of_the_batch(seed: int, dim: int, data: st
         )
     elsewhere = moved.score("torch_packed", [(len(lengths) - 1 - query, [len(lengths) - 1 - document])])[0]
     assert alone == expected == mixed == elsewhere
+
+
+def test_large_calls_reduced_in_steps_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document may end in another step than it began."""
+    texts = Filled([70, *range(1, 100), 3000], 32)
+    groups = [(0, list(range(1, 101)))]
+    whole = texts.score("torch_packed", groups)
+    for elements in (70, 700, 9000):
+        monkeypatch.setattr(torch_packed, "MAX_MAXIMA", elements)
+        assert texts.score("torch_packed", groups) == whole
 
 
 def texts_rows(texts: Filled, place: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """A fault for tests: Python runs this at the start of every process whose PYTHONPATH names this folder.
 
-A scorer worker that scores a document of exactly DEADLY_ROWS rows or makes room for one of DEADLY_ROOM rows, and an
-encoder that encodes a text of exactly DEADLY_TOKENS token ids, kill their process with SIGKILL: what a fault of a
+A scorer worker that scores a document of exactly DEADLY_ROWS rows or makes room for one of DEADLY_ROOM rows, an
+encoder that encodes a text of exactly DEADLY_TOKENS token ids, and an engine that reads a request for one of
+DEADLY_TO_READ kill their process with SIGKILL: what a fault of a
 kernel or a driver does. The programs themselves have no such switch, so none can be left on.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 DEADLY_ROWS = 77
 DEADLY_TOKENS = 91
 DEADLY_ROOM = 83
+DEADLY_TO_READ = 97
 
 
 def die() -> None:
@@ -61,10 +63,23 @@ def poison_store(module: Any) -> None:
     module.StoreDirectory.admit = admit_or_die
 
 
+def poison_reader(module: Any) -> None:
+    """EncodeRequests.take, with a fault."""
+    take = module.EncodeRequests.take
+
+    def take_or_die(self: Any, request: Any, message: Any, is_suspect: bool) -> Any:
+        if DEADLY_TO_READ in request.frames[message.lengths.frame - 1].cast("i"):
+            die()
+        return take(self, request, message, is_suspect)
+
+    module.EncodeRequests.take = take_or_die
+
+
 FAULTS: dict[str, Callable[[Any], None]] = {
     "scorer_worker.scorer": poison_scorer,
     "scorer_worker.store": poison_store,
     "engine.encoder": poison_encoder,
+    "engine.encode_requests": poison_reader,
 }
 
 
