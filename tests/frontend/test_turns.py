@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
+import msgspec
 import pytest
 
 from frontend import turns
+from frontend.schemas import ScoreAnswer, ScoredPair, ScoreUsage
 
 
 @pytest.mark.parametrize("count", [0, 1, turns.LARGE, turns.LARGE + 1, 3 * turns.LARGE + 7])
@@ -19,6 +22,7 @@ def test_every_item_comes_once_and_in_order(count: int) -> None:
 
 def test_others_have_the_event_loop_between_the_turns_of_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "IDLE_SECONDS", math.inf)  # one round each time, however long it took
     seen: list[str] = []
 
     async def long_work() -> None:
@@ -48,3 +52,36 @@ def test_small_work_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         return [len(some) async for some in turns.in_turns(range(turns.LARGE))]
 
     assert asyncio.run(runs()) == [turns.LARGE]
+
+
+def test_somebody_with_many_steps_is_through_before_long_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small request is several steps of the event loop; each may take longer than a round that has nothing to do."""
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "IDLE_SECONDS", 0.0)  # every round counts as one in which others had something to do
+    order: list[str] = []
+
+    async def large() -> None:
+        async for some in turns.in_turns(range(turns.LARGE + turns.STRIDE)):
+            order.append("large" if len(some) == turns.STRIDE else "uncut")
+
+    async def small(steps: int) -> None:
+        for _ in range(steps):
+            order.append("small")
+            await asyncio.sleep(0)
+
+    async def both() -> None:
+        await asyncio.gather(large(), small(turns.MOST_STEPS))
+
+    asyncio.run(both())
+    assert order[: turns.MOST_STEPS + 2] == ["large", *["small"] * turns.MOST_STEPS, "large"]
+
+
+@pytest.mark.parametrize("count", [0, 1, turns.STRIDE, 3 * turns.LARGE + 7])
+def test_list_written_in_turns_is_the_list(count: int) -> None:
+    def pair(index: int) -> ScoredPair:
+        return ScoredPair(index, index / 7)
+
+    answer = ScoreAnswer("score-1", "list", 1, "model", [pair(index) for index in range(count)], ScoreUsage(1, 1))
+    written = asyncio.run(turns.write_list(pair, range(count)))
+    encoded = msgspec.json.encode(msgspec.structs.replace(answer, data=written))
+    assert encoded == msgspec.json.encode(answer)
