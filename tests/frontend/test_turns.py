@@ -59,14 +59,15 @@ def test_somebody_with_many_steps_is_through_before_long_work_goes_on(monkeypatc
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(turns, "IDLE_SECONDS", 0.0)  # every round counts as one in which others had something to do
     order: list[str] = []
+    note = order.append
 
     async def large() -> None:
         async for some in turns.in_turns(range(turns.LARGE + turns.STRIDE)):
-            order.append("large" if len(some) == turns.STRIDE else "uncut")
+            note("large" if len(some) == turns.STRIDE else "uncut")
 
     async def small(steps: int) -> None:
         for _ in range(steps):
-            order.append("small")
+            note("small")
             await asyncio.sleep(0)
 
     async def both() -> None:
