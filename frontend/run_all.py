@@ -17,7 +17,13 @@ async def run_all(work: Sequence[Coroutine[None, None, T]]) -> list[T]:
     try:
         return await asyncio.gather(*tasks)
     except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _cancel(tasks)
         raise
+    finally:
+        del tasks  # they hold the failure, and its traceback this frame: nothing of the request would go by itself
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[T]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -173,6 +173,7 @@ class ServiceClient:
         finally:
             timer.cancel()
             self._forget(request_id, entry)
+            del timer, entry  # its future holds the failure, whose traceback holds this frame
 
     async def statistics(self, timeout: float) -> dict[str, float]:
         """The service's counters.

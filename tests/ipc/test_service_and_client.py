@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import secrets
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -210,6 +212,30 @@ def test_deadline_ends_a_request_and_cancels_it(address: str) -> None:
 
     asyncio.run(main())
     service.stop()
+
+
+def test_failed_request_is_gone_without_the_collector(address: str) -> None:
+    """Its future holds the failure, whose traceback holds the frames of whoever waited, with all of their data."""
+    service = RunningService(address, lambda endpoint, event: None)
+
+    async def run() -> list[weakref.ref[array[int]]]:
+        left = []
+        async with client_of(address) as client:
+            await client.wait_ready(LIMIT)
+            for _ in range(3):
+                message, writer = ask([b"d" * KEY_BYTES])
+                keys = array("B", writer.frames[0])
+                left.append(weakref.ref(keys))
+                with pytest.raises(ServiceFailed):
+                    await client.request(message, [keys], asyncio.get_running_loop().time() + 0.01)
+        return left
+
+    gc.disable()
+    try:
+        assert [left() for left in asyncio.run(run())[:-1]] == [None, None]
+    finally:
+        gc.enable()
+        service.stop()
 
 
 def test_no_service_is_unavailable_at_the_deadline(address: str) -> None:
