@@ -41,10 +41,18 @@ MOST_KEPT = KEPT_BYTES  # of one that computes: of what it has freed, and of the
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """Two API servers."""
+    """Two API servers. Each has answered: what is opened for the first request, as files of metrics, is open."""
     running = Server("--api-server-count", "2", "--embedding-cache-size", "64MiB", environment=KEEP_NO_SHAPES)
-    yield running
-    running.end()
+
+    async def ask_both() -> None:
+        request = as_request({"query": QUERY, "documents": DOCUMENTS})
+        await asyncio.gather(*(ask_on(running.port, request, times=2) for _ in range(4)))
+
+    try:
+        asyncio.run(ask_both())
+        yield running
+    finally:
+        running.end()
 
 
 HELD = ("worker_jobs", "worker_store_held_entries", "worker_suspects", "engine_requests_waiting", "engine_suspects")
