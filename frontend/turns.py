@@ -40,7 +40,7 @@ async def in_turns(items: Sequence[T]) -> AsyncIterator[Sequence[T]]:
 async def write_list(make: Callable[[T], msgspec.Struct], items: Sequence[T]) -> msgspec.Raw:
     """What is made of each item, as a list in JSON, for an answer that is encoded around it.
 
-    Both are done in turns: ten thousand results would keep the event loop for 10 ms, a third of it for their end.
+    Both are done in turns: making, encoding and freeing ten thousand results at once kept the event loop for 10 ms.
     """
     parts = [_encoder.encode([make(item) for item in some])[1:-1] async for some in in_turns(items)]
     return msgspec.Raw(b"[" + b",".join(parts) + b"]")

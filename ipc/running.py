@@ -72,7 +72,10 @@ class RunningFile:
 
     @contextmanager
     def also(self, request: RequestName) -> Iterator[None]:
-        """This request too, beside those that run, while the block runs."""
+        """This request too, beside those that run, while the block runs.
+
+        It stays there if the block raises: that ends the service.
+        """
         (count,) = _COUNT.unpack_from(self._map)
         if count < MAX_RUNNING:
             _ENTRY.pack_into(self._map, _COUNT.size + count * _ENTRY.size, *request, self.deaths(request))

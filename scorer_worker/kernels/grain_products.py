@@ -37,7 +37,6 @@ class GrainProducts:
         self._grains = arena.view(rows // ROW_GRAIN, ROW_GRAIN * dim)
         self._dim = dim
         self._sizes = sizes_up_to(most_grains)
-        self.multiply_few = _few_product(arena)
         self._scratch = torch.empty(most_grains, ROW_GRAIN * dim, dtype=arena.dtype, device=arena.device)
 
     @property
@@ -71,12 +70,12 @@ class GrainProducts:
         return multiply(self.gather(places), query).view(-1, ROW_GRAIN, len(query))[:count]
 
 
-def _few_product(arena: torch.Tensor) -> Product:
+def few_product(arena: torch.Tensor) -> Product:
     """What multiplies a few grains with a query: to the last bit as `multiply` does, for less, where it can.
 
     MKL needs 8 to 20 us for what takes oneDNN 20 to 35 at these sizes. Both add up a product's elements in order as
-    long as a row is short enough to be read in one go (to 192 elements on the machine this was seen on). So they are
-    compared here, on what the scores will be made of.
+    long as a row is short enough to be read in one go: on the machine where this was seen rows of 128 are, rows of 384
+    are not. So they are compared here, at the arena's width.
     """
     if arena.device.type != "cpu":
         return multiply

@@ -6,9 +6,9 @@ grains. The last grain of a document is padded with a row of its own, so nothing
 
 Gathering into the cache and multiplying there is as fast as multiplying in place where documents lie together, because
 the matmul reads memory worse than a copy does. The product is oneDNN's (`engine.linear.multiply`): twice as fast as
-`torch.mm` at these shapes on AMD's CPUs; `grain_products` keeps their number small. Tried and slower: a matmul per
-document, [Lq, rows] products, torch.cat of views, segment_reduce on rows, huge pages for the arena. Shares of the sgemm
-rate: `python -m benchmarks.bench_scoring`.
+`torch.mm` at these shapes on AMD's CPUs; `grain_products` keeps their number small, and has another one for small
+calls. Tried and slower: a matmul per document, [Lq, rows] products, torch.cat of views, segment_reduce on rows, huge
+pages for the arena. Shares of the sgemm rate: `python -m benchmarks.bench_scoring`.
 
 Bitwise independence (P4): a row's product does not depend on how many rows are multiplied with it, as long as their
 number is a multiple of 16 (`tests/scorer_worker/test_kernels.py` holds this against random batches), and a maximum has
@@ -22,13 +22,13 @@ from dataclasses import dataclass
 
 import torch
 
-from scorer_worker.kernels.grain_products import GrainProducts, whole_grains
+from scorer_worker.kernels.grain_products import GrainProducts, few_product, whole_grains
 from scorer_worker.pairs import PairGroup
 from scorer_worker.store import ROW_GRAIN, Entry
 
 BLOCK_BYTES = 8 * 2**20  # gathered at a time: 16,384 rows of 128 floats, 5,461 of 384; more leaves the cache
 MAX_BLOCK_ROWS = 16384
-MAX_MAXIMA = 2**22  # elements, 16 MiB: of a document that fills a quarter of the store they would be a gigabyte
+MAX_MAXIMA = 2**22  # elements, 16 MiB: 8,192 query rows with 260,000 of a document would have half a gigabyte
 FEW_BYTES = 2**20  # of small calls' rows, gathered together: 49 against 67 us each where a hundred came at once
 FEW_DOCUMENTS, FEW_PRODUCTS = 64, 2**15  # what counts as a small call, and the elements of its product
 
@@ -49,6 +49,7 @@ class TorchPacked:
     def __init__(self, arena: torch.Tensor) -> None:
         block_rows = min(MAX_BLOCK_ROWS, BLOCK_BYTES // (arena.shape[1] * arena.element_size()))
         self._products = GrainProducts(arena, max(1, block_rows // ROW_GRAIN))
+        self._multiply_few = few_product(arena)
         self._few_grains = FEW_BYTES // (4 * arena.shape[1] * ROW_GRAIN)
         self._device = arena.device
 
@@ -109,7 +110,7 @@ class TorchPacked:
         rows = torch.split(self._products.gather(grains), [ROW_GRAIN * len(plan.grains) for plan in small])
         alike: dict[tuple[int, int, int], list[tuple[_Small, torch.Tensor]]] = {}
         for plan, some in zip(small, rows, strict=True):
-            product = self._products.multiply_few(some, self._products.query(plan.query.start, plan.query.rows))
+            product = self._multiply_few(some, self._products.query(plan.query.start, plan.query.rows))
             wanted = plan.shape[0] * plan.shape[1]
             alike.setdefault(plan.shape, []).append((plan, product if len(product) == wanted else product[:wanted]))
         for (count, most, num_rows), found in alike.items():

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from engine.linear import multiply
 from scorer_worker.arena import Arena
-from scorer_worker.kernels import grain_products
-from scorer_worker.kernels.grain_products import GrainProducts, sizes_up_to
+from scorer_worker.kernels import grain_products, torch_packed
+from scorer_worker.kernels.grain_products import GrainProducts, few_product, sizes_up_to
 from scorer_worker.scorer import PairGroup, Scorer
 from scorer_worker.store import ROW_GRAIN, NewEntry
 
@@ -43,12 +43,12 @@ def test_what_is_added_changes_nothing(rows: int, places: list[int], seed: int) 
 @pytest.mark.parametrize("dim", [16, 24, 96, 128, 384, 1024])
 def test_a_few_grains_give_the_same_bits_as_many(dim: int) -> None:
     arena = torch.randn(200 * ROW_GRAIN, dim, generator=torch.Generator().manual_seed(dim))
-    products = GrainProducts(arena, 200)
+    products, multiply_few = GrainProducts(arena, 200), few_product(arena)
     for rows in (1, 16, 17, 32, 48, 130):
         query = products.query(ROW_GRAIN, rows)
         whole = products(query, torch.arange(200))
         for count in (1, 2, 3, 5, 10, 14, 16, 56, 64):
-            few = products.multiply_few(products.gather(torch.arange(count)), query)
+            few = multiply_few(products.gather(torch.arange(count)), query)
             assert torch.equal(few.view(count, ROW_GRAIN, -1), whole[:count])
 
 
@@ -61,7 +61,7 @@ def test_traffic_of_any_shape_is_multiplied_in_few(monkeypatch: pytest.MonkeyPat
         return multiply(rows, weight)
 
     monkeypatch.setattr(grain_products, "multiply", remembering)
-    monkeypatch.setattr(grain_products, "_few_product", lambda arena: remembering)
+    monkeypatch.setattr(torch_packed, "few_product", lambda arena: remembering)
     choose = random.Random(5)
     arena = Arena(2**24, DIM, torch.float32, torch.device("cpu"))
     lengths = [choose.randrange(1, 40) for _ in range(20)] + [choose.randrange(1, 300) for _ in range(100)]
