@@ -33,6 +33,7 @@ GIB = 2**30
 REPLACED = 10  # times that the store's whole content is
 ROTATED_BYTES = 2**28  # of documents, before a call sees the same again: four times an H200's cache
 SLEEP_CYCLES = 5_000_000  # about 2.5 ms: longer than the host takes to launch any of these calls
+MOST_CALLS = 100
 CHECKED_PAIRS = 300
 DEVICE = torch.device("cuda", 0)
 
@@ -69,6 +70,7 @@ def mixed(choose: random.Random) -> Lengths:
 
 
 WORKLOADS = {
+    "least": Workload("1 query x 1, 1 document x 1: what any call takes", lambda choose: [(1, [1])]),
     "W1": Workload("1 query x 32, 100 documents x 300", one_query(100, 300)),
     "W10": Workload("8 queries x 32, each its own 20 x 300", lambda c: [(32, documents(c, 20, 300)) for _ in range(8)]),
     "W2": Workload("1 x 32, 1000 x 300", one_query(1000, 300)),
@@ -176,7 +178,7 @@ def measure(workload: Workload, store: Store, ceilings: dict[str, float], runs: 
     unique_bytes = 2 * workload.dim * (document_rows + sum(rows for rows, _ in lengths[0]))
     flops = 2 * workload.dim * sum(rows * sum(others) for rows, others in lengths[0])
     floor = max(unique_bytes / ceilings["copy_tb_s"] / 1e12, flops / ceilings["matmul_tflop_s"] / 1e12)
-    lengths *= max(3, -(-ROTATED_BYTES // unique_bytes))
+    lengths *= min(MOST_CALLS, max(3, -(-ROTATED_BYTES // unique_bytes)))
     calls = [store.place(own) for own in lengths]
     error = largest_error(store, calls[0])
     assert error <= workload.most_error, f"{workload.text}: off by {error}"

@@ -77,6 +77,9 @@ class Encoder:
             for projection in model.projections
         ]
         self._is_skipped = {role: self._skip_table(spec.skip_token_ids) for role, spec in self._specs.items()}
+        self._skip_tables = {
+            role: table.numpy() if table is not None else None for role, table in self._is_skipped.items()
+        }
 
     @classmethod
     def load(cls, model: LoadedModel, device: str, dtype: str, threads: int, is_deterministic: bool = False) -> Encoder:
@@ -131,11 +134,12 @@ class Encoder:
             return (
                 f"expansion: {expansion} rows of a text of {len(token_ids)} ids, expected at least one id before them"
             )
-        ids = np.frombuffer(token_ids, np.int32)  # a loop over a long text would hold Python's lock
-        for token_id in (int(ids.min()), int(ids.max())):
-            if not 0 <= token_id < self._vocab_size:
-                return f"token_ids: {token_id}, expected 0 to {self._vocab_size - 1}, the model's vocabulary"
-        return None
+        # numpy: a loop over a long text would hold Python's lock. Unsigned, one pass finds negative ones too
+        if int(np.frombuffer(token_ids, np.uint32).max()) < self._vocab_size:
+            return None
+        ids = np.frombuffer(token_ids, np.int32)
+        wrong = int(ids[(ids < 0) | (ids >= self._vocab_size)][0])
+        return f"token_ids: {wrong}, expected 0 to {self._vocab_size - 1}, the model's vocabulary"
 
     def num_rows(self, role: Role, token_ids: memoryview) -> int:
         """How many of a text's rows are scored: all but those of skipped tokens.
@@ -143,10 +147,10 @@ class Encoder:
         Args:
             token_ids: int32, as `check` lets them pass.
         """
-        table = self._is_skipped[role]
+        table = self._skip_tables[role]
         if table is None:
             return len(token_ids)
-        return len(token_ids) - int(np.count_nonzero(table.numpy()[np.frombuffer(token_ids, np.int32)]))
+        return len(token_ids) - int(np.count_nonzero(table.take(np.frombuffer(token_ids, np.int32))))
 
     @torch.inference_mode()
     def encode(self, texts: PackedTexts) -> EncodedTexts:

@@ -1,9 +1,9 @@
 """An encoder of BERT's kind on CUDA as few launches: the same as `bert`, within rounding, in float16 or bfloat16.
 
-A layer is four matrix products by cuBLAS, which adds the biases; attention in one own kernel for all texts; and what
-is left in three passes over memory: residual and LayerNorm (twice), GELU. With rotary positions a fourth turns queries
-and keys in place: to turn queries where attention reads them was measured, and is slower. Sums of a residual are not
-rounded before they are normalised.
+A layer is four matrix products; attention in one own kernel for all texts; and two passes over memory, residual and
+LayerNorm. GELU, and with rotary positions the turning of queries and keys, happen where their product is made, if a
+batch has many rows (`linear_triton`); the other products are cuBLAS's. Sums of a residual are not rounded before they
+are normalised.
 
 Nothing is compiled while serving: all kernels are when an encoder is made, and none depends on the number of rows or of
 texts. So batches need not be filled up to some size. Launches do not depend on lengths either, only on the number of
@@ -24,31 +24,37 @@ from engine.bert import positions_after_padding
 from engine.bert_config import BertConfig, BertEncoderConfig
 from engine.layer_norm import LayerNorm
 from engine.linear import Linear
+from engine.linear_triton import GeluLinear, RotaryLinear, in_pairs, rows_of_each_way
 from engine.packing import PackedBatch
 from engine.rotary import RotaryTable
-from engine.row_steps import Angles, add_and_norm, gelu_in_place, rotate_in_place
+from engine.row_steps import Angles, add_and_norm
 
 
 @dataclass(frozen=True, slots=True)
 class FusedBertLayer:
     """Attention, then a feed-forward net, each added to its input and normalised after (post-norm)."""
 
-    qkv: Linear  # hidden -> 3 * hidden
+    qkv: Linear | RotaryLinear  # hidden -> 3 * hidden
     out: Linear
     attention_norm: LayerNorm
-    up: Linear  # hidden -> intermediate
+    up: GeluLinear  # hidden -> intermediate
     down: Linear
     output_norm: LayerNorm
 
     def __call__(
         self, hidden: torch.Tensor, num_heads: int, blocks: Blocks, angles: Angles | None
     ) -> torch.Tensor:  # [total_tokens, hidden] -> the same; the argument's memory is not kept
-        qkv = self.qkv(hidden).view(len(hidden), 3, num_heads, -1)  # [total_tokens, 3, num_heads, head_dim]
-        if angles is not None:
-            rotate_in_place(qkv, angles)
+        qkv = self.turned_qkv(hidden, angles).view(len(hidden), 3, num_heads, -1)  # [.., .., .., head_dim]
         attended = self.out(attend_blocks(qkv, blocks))
         hidden = add_and_norm(attended, hidden, self.attention_norm)
-        return add_and_norm(self.down(gelu_in_place(self.up(hidden))), hidden, self.output_norm)
+        return add_and_norm(self.down(self.up(hidden)), hidden, self.output_norm)
+
+    def turned_qkv(self, hidden: torch.Tensor, angles: Angles | None) -> torch.Tensor:
+        """[n, hidden] -> [n, 3 * hidden]: queries, keys and values; turned, where positions are rotary."""
+        if isinstance(self.qkv, RotaryLinear):
+            assert angles is not None
+            return self.qkv(hidden, angles)
+        return self.qkv(hidden)
 
 
 class FusedBert:
@@ -73,7 +79,7 @@ class FusedBert:
         else:
             self._positions = weights["embeddings.position_embeddings.weight"] + token_type
         self._norm = _layer_norm(weights, "embeddings.LayerNorm", bert)
-        self._layers = [_layer(weights, number, bert) for number in range(bert.num_hidden_layers)]
+        self._layers = [_layer(weights, number, config) for number in range(bert.num_hidden_layers)]
         self._compile()
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
@@ -103,11 +109,15 @@ class FusedBert:
         """Compile and load every kernel, by running one row."""
         row = self._words[:1].clone()
         add_and_norm(row, row, self._norm)
-        gelu_in_place(self._layers[0].up(row))
-        qkv = self._layers[0].qkv(row).view(1, 3, self._num_heads, -1)
+        layer = self._layers[0]
+        angles = None
         if self._rotary is not None:
-            rotate_in_place(qkv, Angles(torch.zeros(1, dtype=torch.int64, device=row.device), *self._rotary))
-        compile_kernels(qkv)
+            angles = Angles(torch.zeros(1, dtype=torch.int64, device=row.device), *self._rotary)
+        for rows in rows_of_each_way():
+            many = row.expand(rows, -1).contiguous()
+            layer.up(many)
+            layer.turned_qkv(many, angles.expand(rows) if angles is not None else None)
+        compile_kernels(layer.turned_qkv(row, angles).view(1, 3, self._num_heads, -1))
 
 
 def _rotary(config: BertEncoderConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,19 +127,31 @@ def _rotary(config: BertEncoderConfig, device: torch.device) -> tuple[torch.Tens
     return every.cos.view(config.max_tokens, -1), every.sin.view(config.max_tokens, -1)
 
 
-def _layer(weights: Mapping[str, torch.Tensor], number: int, config: BertConfig) -> FusedBertLayer:
+def _layer(weights: Mapping[str, torch.Tensor], number: int, config: BertEncoderConfig) -> FusedBertLayer:
     prefix = f"encoder.layer.{number}."
-    qkv = [f"{prefix}attention.self.{name}" for name in ("query", "key", "value")]
+    up = f"{prefix}intermediate.dense"
     return FusedBertLayer(
-        qkv=Linear(
-            torch.cat([weights[f"{name}.weight"] for name in qkv]), torch.cat([weights[f"{name}.bias"] for name in qkv])
-        ),
+        qkv=_qkv(weights, f"{prefix}attention.self", config),
         out=_linear(weights, f"{prefix}attention.output.dense"),
-        attention_norm=_layer_norm(weights, f"{prefix}attention.output.LayerNorm", config),
-        up=_linear(weights, f"{prefix}intermediate.dense"),
+        attention_norm=_layer_norm(weights, f"{prefix}attention.output.LayerNorm", config.bert),
+        up=GeluLinear(weights[f"{up}.weight"], weights[f"{up}.bias"]),
         down=_linear(weights, f"{prefix}output.dense"),
-        output_norm=_layer_norm(weights, f"{prefix}output.LayerNorm", config),
+        output_norm=_layer_norm(weights, f"{prefix}output.LayerNorm", config.bert),
     )
+
+
+def _qkv(weights: Mapping[str, torch.Tensor], prefix: str, config: BertEncoderConfig) -> Linear | RotaryLinear:
+    """One product for queries, keys and values."""
+    is_rotary = config.positions == "rotary"
+
+    def joined(kind: str) -> torch.Tensor:
+        query, key, value = (weights[f"{prefix}.{name}.{kind}"] for name in ("query", "key", "value"))
+        if is_rotary:
+            query, key = in_pairs(query, config.head_dim), in_pairs(key, config.head_dim)
+        return torch.cat([query, key, value])
+
+    weight, bias = joined("weight"), joined("bias")
+    return RotaryLinear(weight, bias, config.head_dim) if is_rotary else Linear(weight, bias)
 
 
 def _linear(weights: Mapping[str, torch.Tensor], name: str) -> Linear:

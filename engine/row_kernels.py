@@ -22,7 +22,7 @@ def rotate(
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Turn queries and keys by their positions, in place: the first half of a head with the second.
+    """Turn queries and keys by their positions, in place: each even column with the odd one after it.
 
     Args:
         qkv: [total, 3, HEADS / 2, HEAD_DIM], contiguous.
@@ -41,13 +41,13 @@ def rotate(
     angles = position[:, None] * HALF + (column % HALF)[None, :]
     c = tl.load(cos + angles, mask=is_place, other=0.0)
     s = tl.load(sin + angles, mask=is_place, other=0.0)
-    columns = column // HALF * HEAD_DIM + column % HALF
+    columns = tl.arange(0, 2 * COLUMNS)
     places = qkv + rows.to(tl.int64)[:, None] * (3 * HEADS // 2 * HEAD_DIM) + columns[None, :]
-    first = tl.load(places, mask=is_place, other=0.0).to(tl.float32)
-    second = tl.load(places + HALF, mask=is_place, other=0.0).to(tl.float32)
-    dtype = qkv.dtype.element_ty
-    tl.store(places, (first * c - second * s).to(dtype), mask=is_place)
-    tl.store(places + HALF, (second * c + first * s).to(dtype), mask=is_place)
+    is_both = is_row[:, None] & (columns < HEADS * HEAD_DIM)[None, :]
+    pairs = tl.reshape(tl.load(places, mask=is_both, other=0.0).to(tl.float32), [ROWS, COLUMNS, 2])
+    first, second = tl.split(pairs)
+    turned = tl.reshape(tl.join(first * c - second * s, second * c + first * s), [ROWS, 2 * COLUMNS])
+    tl.store(places, turned.to(qkv.dtype.element_ty), mask=is_both)
 
 
 @triton.jit(do_not_specialize=["epsilon"])

@@ -22,9 +22,13 @@ class Angles:
     cos: torch.Tensor  # [positions, head_dim / 2] float32, contiguous
     sin: torch.Tensor
 
+    def expand(self, rows: int) -> Angles:
+        """Those of so many rows like the one there is."""
+        return Angles(self.position_ids.expand(rows).contiguous(), self.cos, self.sin)
+
 
 def rotate_in_place(qkv: torch.Tensor, angles: Angles) -> None:
-    """Turn queries and keys by their positions; the values are not.
+    """Turn queries and keys by their positions, each even column with the odd one after it; the values are not.
 
     Args:
         qkv: [total_tokens, 3, num_heads, head_dim], contiguous; head_dim a power of two.

@@ -145,19 +145,29 @@ class HostedEncoder:
             if key in self._entries:
                 self._arena.directory.unpin([self._entries.pop(key)])
 
-    def launch(self) -> None:
-        """Start the next batch if the encoder is free; one more, to follow it at once, if that is a full one.
+    @property
+    def has_full_batch(self) -> bool:
+        """Whether the texts that wait fill a batch."""
+        return self._queue.has_full_batch
+
+    def launch(self) -> bool:
+        """Start the next batch if the encoder is free, or if it is a full one, to follow the one that runs.
 
         A smaller one waits: until the first has finished, more may have come to go with it.
+
+        Returns:
+            Whether one was started; another one may follow.
         """
-        while self._thread.is_idle or (self._thread.has_room and self._queue.has_full_batch):
-            batch = self._queue.next_batch()
-            if not batch:
-                return
-            self._running.write(self._queue.running_waiters())
-            entries = {text.key: self._entries[text.key] for text in batch if text.key in self._entries}
-            self._started.append(entries)
-            self._thread.submit(batch, partial(write_into, self._arena, entries))
+        if not (self._thread.is_idle or (self._thread.has_room and self._queue.has_full_batch)):
+            return False
+        batch = self._queue.next_batch()
+        if not batch:
+            return False
+        self._running.write(self._queue.running_waiters())
+        entries = {text.key: self._entries[text.key] for text in batch if text.key in self._entries}
+        self._started.append(entries)
+        self._thread.submit(batch, partial(write_into, self._arena, entries))
+        return True
 
     def take_finished(self) -> list[EncodedText]:
         """Fill the entries of a finished batch: one item for each waiter of each of its texts."""

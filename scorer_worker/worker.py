@@ -1,16 +1,20 @@
 """The worker's control thread: from requests to jobs, from jobs to batches, from batches to answers.
 
-One turn: take what came, give finished embeddings to their jobs, drop what nobody waits for, admit what has room, score
-one batch, answer. It decides nothing by itself: the batcher says what is scored next, the directory who gets room, the
-encode queue what is encoded.
+One turn: take what came, drop what nobody waits for, score one batch, answer, and take one step for requests that bring
+texts: give finished embeddings to their jobs, start the encoder, read a request, or give it room. It decides nothing by
+itself: the batcher says what is scored next, the directory who gets room, the encode queue what is encoded.
 
-    W1  Every job that was read is answered once, or dropped because its client has gone or cancelled it.
-    W2  A waiting job holds nothing; jobs get room in the order in which they came.
+    W1  Every request is answered once, or dropped because its client has gone or cancelled it.
+    W2  A waiting job holds nothing; jobs that need room get it in the order in which they came. A job that brings no
+        texts needs none, and does not wait behind them.
     W3  Entries are unpinned by whoever ends the job, whatever ended it.
     W4  Whatever is done for a request, its name stands in the running file meanwhile, not only while it is scored: a
         request that ends the worker as it is read, or as it gets room, is known to the next one too.
     W5  Pairs are aligned only for a job that wants it, in the batch that scores them, and that counts as this job's
         work: nobody waits longer for it than for scoring.
+    W6  A request that brings texts takes a millisecond or more to read, and again to admit, to encode and to finish.
+        Between two such steps the worker looks for what came and scores a batch: who asks for what the store has waits
+        for one step at most.
 """
 
 from __future__ import annotations
@@ -71,7 +75,9 @@ class Worker:
         self._dim = arena.rows.shape[1]
         self._traits = TRAITS[arena.rows.device.type]
         self._jobs: dict[RequestName, Job] = {}
+        self._unread: OrderedDict[RequestName, Request] = OrderedDict()  # those that bring texts (W6)
         self._waiting: OrderedDict[RequestName, Job] = OrderedDict()  # W2
+        self._has_taken_step = False
         self._next_expiry = 0.0
         self.counters = dict.fromkeys(COUNTERS, 0.0)
 
@@ -83,19 +89,29 @@ class Worker:
 
     def turn(self) -> None:
         """See the file's docstring."""
-        self._endpoint.wait(0 if len(self._batcher) else IDLE_WAIT)
+        self._endpoint.wait(0 if len(self._batcher) or self._has_taken_step else IDLE_WAIT)
         for event in self._endpoint.receive():
             self._handle(event)
-        self._take_encoded()
         self._drop_expired(time.monotonic())
         if self._encode_requests is not None:
             self._encode_requests.drop_expired(time.monotonic())
-        self._admit_waiting()
         batch = self._batcher.next_batch()
         if batch:
             self._score(batch)
-        if self._encoder is not None:
-            self._encoder.launch()
+        self._has_taken_step = self._take_step()
+
+    def _take_step(self) -> bool:
+        """One thing that takes a while, if there is one (W6).
+
+        First what keeps the encoder busy; but it gets less than a full batch only when nothing more is to be read.
+        """
+        return (
+            self._take_encoded()
+            or self._launch(only_full=True)
+            or self._read_next()
+            or self._admit_next()
+            or self._launch(only_full=False)
+        )
 
     def statistics(self) -> dict[str, float]:
         """Counters and gauges by name."""
@@ -104,7 +120,7 @@ class Worker:
         values |= {f"store_{name}": float(getattr(store, name)) for name in store.__slots__}
         values |= {
             "store_bytes": float(self._arena.num_bytes),
-            "jobs": float(len(self._jobs)),
+            "jobs": float(len(self._jobs) + len(self._unread)),
             "jobs_waiting_for_room": float(len(self._waiting)),
             "malformed_messages": float(self._endpoint.malformed_messages),
             "dropped_clients": float(self._endpoint.dropped_clients),
@@ -121,25 +137,44 @@ class Worker:
 
     def _handle(self, event: Event) -> None:
         match event:
+            case Request() if isinstance(event.message, Score) and not event.message.supplied:
+                self._read(event)
             case Request():
-                self._running.write([event.name])  # W4
-                self._take(event)
-                self._running.clear()
+                self._unread[event.name] = event
             case Cancelled(name):
                 job = self._jobs.get(name)
                 if job is not None:
                     self._end(job)
                     self.counters["cancelled"] += 1
+                elif self._unread.pop(name, None) is not None:
+                    self._forgive(name)
                 elif self._encode_requests is not None:
                     self._encode_requests.drop(name)
             case Gone(identity):
+                for name in [name for name in self._unread if name[0] == identity]:
+                    del self._unread[name]
+                    self._forgive(name)
                 if self._encode_requests is not None:
                     self._encode_requests.drop_client(identity)
                 for job in [job for job in self._jobs.values() if job.name[0] == identity]:
                     self._end(job)
                     self.counters["cancelled"] += 1
 
+    def _read_next(self) -> bool:
+        """Read the first request that brings texts. False: there is none."""
+        if not self._unread:
+            return False
+        _, request = self._unread.popitem(last=False)
+        self._read(request)
+        return True
+
+    def _read(self, request: Request) -> None:
+        self._running.write([request.name])  # W4
+        self._take(request)
+        self._running.clear()
+
     def _take(self, request: Request) -> None:
+        """A job for a Score; who needs no room is admitted at once (W2)."""
         message = request.message
         if isinstance(message, Encode) and self._encode_requests is None:
             self._refuse(request, "this worker hosts no encoder: Encode goes to the engine")
@@ -163,8 +198,12 @@ class Worker:
             self._refuse(request, *complaint)
             return
         self._jobs[job.name] = job
-        self._waiting[job.name] = job
         self.counters["requests"] += 1
+        if job.supplied:
+            self._waiting[job.name] = job
+        else:
+            is_admitted = self._admit(job)
+            assert is_admitted, "what needs no room has it"
 
     def _deaths(self, name: RequestName) -> int:
         encoding = self._encoder.deaths(name) if self._encoder is not None else 0
@@ -218,16 +257,17 @@ class Worker:
 
     # --- room -----------------------------------------------------------------------------------------------------
 
-    def _admit_waiting(self) -> None:
-        """Give room to waiting jobs, in order, until one does not fit."""
-        while self._waiting:
-            job = next(iter(self._waiting.values()))
-            self._running.write([job.name])  # W4
-            is_admitted = self._admit(job)
-            self._running.clear()
-            if not is_admitted:
-                return
+    def _admit_next(self) -> bool:
+        """Give room to the job that has waited longest. False: there is none, or it does not fit."""
+        if not self._waiting:
+            return False
+        job = next(iter(self._waiting.values()))
+        self._running.write([job.name])  # W4
+        is_admitted = self._admit(job)
+        self._running.clear()
+        if is_admitted:
             self._waiting.pop(job.name, None)
+        return is_admitted
 
     def _admit(self, job: Job) -> bool:
         """Pin what is there, reserve room for what was supplied; or answer Missing.
@@ -322,11 +362,18 @@ class Worker:
         else:
             self._start_scoring(job)
 
-    def _take_encoded(self) -> None:
-        """Embeddings that the encoder has made; jobs that have all of theirs are scored."""
+    def _launch(self, only_full: bool) -> bool:
+        """Give the encoder its next batch. False: it has one, or nothing waits."""
+        if self._encoder is None or (only_full and not self._encoder.has_full_batch):
+            return False
+        return self._encoder.launch()
+
+    def _take_encoded(self) -> bool:
+        """Embeddings that the encoder has made; jobs that have all of theirs are scored. False: it has not finished."""
         if self._encoder is None:
-            return
-        for text in self._encoder.take_finished():
+            return False
+        finished = self._encoder.take_finished()
+        for text in finished:
             job = self._jobs.get(text.waiter)
             if job is None:
                 self._give(text)
@@ -338,6 +385,7 @@ class Worker:
             job.unfilled.discard(text.key)
             if not job.unfilled and job.state is JobState.ENCODING:
                 self._start_scoring(job)
+        return bool(finished)
 
     def _give(self, text: EncodedText) -> None:
         """To an Encode; a job that has ended meanwhile is unknown there too."""

@@ -1,10 +1,10 @@
 """MaxSim in one fused kernel: the fast one on CUDA. This is its host side; `triton_maxsim` says how it computes.
 
-A call is cut into launches of so many pairs that the device works already while the host still writes the table of the
-next. The table of a launch is the `place` of each document and each query, joined. It lies in pinned memory, and the
-device reads it there: that costs it 2 us for a small call and a tenth more for a large one, where a copy costs the host
-20. Where pairs are cut into several work items the table also holds the items, made without a loop over pairs, and is
-copied, in one copy. The device writes the scores to pinned memory itself, and a call waits once, at its end.
+A call is one launch, unless it is very large. The table of a launch is the `place` of each document and each query,
+joined. It lies in pinned memory, and the device reads it there: that costs it 2 us for a small call and a tenth more
+for a large one, where a copy costs the host 20. Where pairs are cut into several work items the table also holds the
+items, made without a loop over pairs, and is copied, in one copy. The device writes the scores to pinned memory itself,
+and a call waits once, at its end.
 
 Configurations are fixed, chosen offline by dimension, type and the launch's longest query; which one computes a pair
 does not change the bits of its score. All are compiled when the kernel is made, none later; a launch goes around
@@ -31,8 +31,10 @@ SHORT, MEDIUM, LONG = range(3)  # classes of launches, by their longest query
 SHORT_ROWS, MEDIUM_ROWS = 32, 64
 Numbers = np.ndarray[Any, np.dtype[np.int32]]
 CHUNK = 1024  # document rows of an item
+WHOLE_ROWS = 2048  # of a document that stays one item, where there are MANY_PAIRS to keep the device busy beside it
+MANY_PAIRS = 512
 STRIDE = 32  # of pairs whose items follow each other, where pairs are cut
-LAUNCH_PAIRS = 4096
+LAUNCH_PAIRS = 16_384  # on an H100 each further launch costs the device 8 us: it runs dry between two
 SCRATCH_ROWS = 2**22  # query rows of a launch with a long query, over all its pairs: 16 MiB of maxima
 BALANCE = 90  # products of rows with long queries, to a document row of other pairs, that hide behind memory
 HELD_COLUMNS = 256  # of a query block that stays in shared memory, where it leaves room for enough programs
@@ -71,7 +73,9 @@ def choose_configs(dim: int, itemsize: int) -> list[Config]:
     if itemsize == 4:  # without tensor cores, so that it is fp32: a store on CUDA is fp16 unless one asks for this
         return [short, medium, medium]
     stages = 3 if dim <= HELD_COLUMNS else 2 if dim <= HELD_COLUMNS_LONG else 3
-    long = replace(short, block_q=128, query_on_m=True, num_warps=8, hold_query=dim <= HELD_COLUMNS_LONG, stages=stages)
+    num_warps = 4 if dim <= 128 else 8
+    held = dim <= HELD_COLUMNS_LONG
+    long = replace(short, block_q=128, query_on_m=True, num_warps=num_warps, hold_query=held, stages=stages)
     return [short, medium, long]
 
 
@@ -150,7 +154,7 @@ class TritonPacked:
         d_rows = np.frombuffer(documents, np.int32)[1::2]
         num_pairs = num_items = len(d_rows)
         items = b""
-        if longest <= MEDIUM_ROWS and d_rows.max() <= CHUNK:
+        if longest <= MEDIUM_ROWS and d_rows.max() <= (CHUNK if num_pairs < MANY_PAIRS else WHOLE_ROWS):
             program = self._whole[SHORT if longest <= SHORT_ROWS else MEDIUM]
         else:
             q_rows = np.frombuffer(queries, np.int32)[1::2]

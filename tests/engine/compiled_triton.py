@@ -15,22 +15,29 @@ from triton.compiler import ASTSource
 
 from engine.attention_kernel import attend_block, list_blocks
 from engine.attention_triton import LONG, SHORT, Config
+from engine.linear_kernel import linear_gelu, linear_rotate
+from engine.linear_triton import BLOCK_K, BLOCK_M, BLOCK_N, TILES
 from engine.row_kernels import add_norm, gelu, rotate
 
 HOPPER = GPUTarget("cuda", 90, 32)
+SHARED_BYTES = 227 * 1024  # that a program may have there
 
 
 def compiled(kernel: Any, types: Mapping[str, str], constants: Mapping[str, object], num_warps: int = 4) -> str:
-    """The kernel in PTX.
+    """The kernel in PTX; see `compile_for_hopper`."""
+    ptx: str = compile_for_hopper(kernel, types, constants, num_warps).asm["ptx"]
+    return ptx
+
+
+def compile_for_hopper(kernel: Any, types: Mapping[str, str], constants: Mapping[str, object], num_warps: int) -> Any:
+    """What Triton makes of it.
 
     Args:
         types: of the arguments that are no constants, in order. All pointers are aligned.
     """
     aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(types.values()) if kind[0] == "*"}
     signature = {**types, **dict.fromkeys(constants, "constexpr")}
-    done = triton.compile(ASTSource(kernel, signature, constants, aligned), HOPPER, {"num_warps": num_warps})
-    ptx: str = done.asm["ptx"]
-    return ptx
+    return triton.compile(ASTSource(kernel, signature, constants, aligned), HOPPER, {"num_warps": num_warps})
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
@@ -75,3 +82,29 @@ def test_steps_between_products_read_and_write_16_bytes_at_a_time(dtype: str) ->
     for kernel in ptx:
         assert "st.global.v4.b32" in kernel
         assert "st.global.b16" not in kernel
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_products_copy_while_they_multiply_and_fit_the_device(dtype: str) -> None:
+    def blocks(rows: int, columns: int) -> str:
+        return f"tensordesc<{dtype}[{rows}, {columns}]>"
+
+    sources = {
+        "rows": blocks(BLOCK_M, BLOCK_K),
+        "weight": blocks(BLOCK_N, BLOCK_K),
+        "bias": f"*{dtype}",
+        "out": blocks(BLOCK_M, BLOCK_N),
+    }
+    angles = {"position_ids": "*i64", "cos": "*fp32", "sin": "*fp32"}
+    constants = {"WIDTH": 3072, "INNER": 1024, "PROGRAMS": 132, **TILES}
+    num_warps = constants.pop("num_warps")
+    for kernel, types, more in (
+        (linear_gelu, {**sources, "total": "i32"}, {}),
+        (linear_rotate, {**sources, **angles, "total": "i32"}, {"HALF": 32}),
+    ):
+        done = compile_for_hopper(kernel, types, {**constants, **more}, num_warps)
+        ptx = done.asm["ptx"]
+        assert "wgmma.mma_async" in ptx
+        assert "cp.async.bulk.tensor" in ptx
+        assert ".local" not in ptx
+        assert done.metadata.shared <= SHARED_BYTES

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from engine import linear_triton
 from engine.attention import attend_in_window, attend_per_text
 from engine.attention_triton import (
     LONG,
@@ -28,8 +29,9 @@ from engine.bert import Bert
 from engine.bert_config import BertConfig, BertEncoderConfig, Positions
 from engine.fused_bert import FusedBert
 from engine.layer_norm import LayerNorm
+from engine.linear_triton import GeluLinear, RotaryLinear, in_pairs
 from engine.packing import DeviceLengths, PackedBatch
-from engine.rotary import RotaryTable
+from engine.rotary import RotaryTable, Rotation
 from engine.row_steps import Angles, add_and_norm, gelu_in_place, rotate_in_place
 from tests.engine.random_bert import random_weights
 
@@ -138,19 +140,64 @@ def test_configuration_is_chosen_by_mean_length(mean: float, config: Config) -> 
     assert choose_config(mean) == config
 
 
+def angles_of(position_ids: torch.Tensor, head_dim: int) -> tuple[Angles, Rotation]:
+    table = RotaryTable(150, head_dim, 10_000.0, torch.empty(0))
+    every = table.at(torch.arange(150))
+    return Angles(position_ids, every.cos.view(150, -1), every.sin.view(150, -1)), table.at(position_ids)
+
+
 @settings(max_examples=10)
 @given(texts=texts_of_a_batch.map(capped), heads=st.integers(1, 3), head_dim=st.sampled_from([32, 64]))
 def test_rotary_attention_is_torchs(texts: list[Text], heads: int, head_dim: int) -> None:
     batch = packed(texts)
     qkv = random_qkv(batch.cu_seqlens[-1], heads, head_dim)
-    table = RotaryTable(150, head_dim, 10_000.0, qkv)
-    every = table.at(torch.arange(150))
-    expected = table.at(batch.position_ids)(qkv)
-    angles = Angles(batch.position_ids, every.cos.view(150, -1), every.sin.view(150, -1))
-    rotate_in_place(qkv, angles)
-    torch.testing.assert_close(qkv, expected)
-    ours = attend_blocks(qkv, make_blocks(batch))
-    torch.testing.assert_close(ours, attend_per_text(expected, batch))
+    angles, rotation = angles_of(batch.position_ids, head_dim)
+    expected = attend_per_text(rotation(qkv), batch)
+    pairs = torch.cat([in_pairs_of_rows(qkv[:, :2]), qkv[:, 2:]], 1)
+    rotate_in_place(pairs, angles)
+    torch.testing.assert_close(attend_blocks(pairs, make_blocks(batch)), expected)
+
+
+def in_pairs_of_rows(heads: torch.Tensor) -> torch.Tensor:
+    """[..., head_dim], ordered as `in_pairs` orders weights."""
+    return in_pairs(heads.reshape(-1, heads.shape[-1]).T.contiguous(), heads.shape[-1]).T.reshape(heads.shape)
+
+
+@settings(max_examples=15)
+@given(rows=st.integers(1, 300), inner=st.integers(1, 20), width=st.integers(1, 40), seed=st.integers(0, 99))
+def test_a_product_with_gelu_is_torchs(rows: int, inner: int, width: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    values, weight, bias = torch.randn(rows, 8 * inner), torch.randn(8 * width, 8 * inner), torch.randn(8 * width)
+    expected = functional.gelu(functional.linear(values, weight, bias))
+    layer = GeluLinear(weight, bias)
+    torch.testing.assert_close(layer(values), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(layer.fused(values), expected, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=15)
+@given(
+    rows=st.integers(1, 300),
+    inner=st.integers(1, 20),
+    heads=st.integers(1, 6),
+    head_dim=st.sampled_from([32, 64, 128]),
+    seed=st.integers(0, 99),
+)
+def test_a_rotary_product_is_torchs(rows: int, inner: int, heads: int, head_dim: int, seed: int) -> None:
+    """Also where one tile has heads that are turned and heads that are not."""
+    torch.manual_seed(seed)
+    hidden = heads * head_dim
+    values, weight, bias = torch.randn(rows, 8 * inner), torch.randn(3 * hidden, 8 * inner), torch.randn(3 * hidden)
+    angles, rotation = angles_of(torch.randint(0, 150, (rows,)), head_dim)
+    qkv = rotation(functional.linear(values, weight, bias).view(rows, 3, heads, head_dim))
+    expected = torch.cat([in_pairs_of_rows(qkv[:, :2]), qkv[:, 2:]], 1).view(rows, 3 * hidden)
+
+    def ordered(parameter: torch.Tensor) -> torch.Tensor:
+        query, key, value = parameter.chunk(3)
+        return torch.cat([in_pairs(query, head_dim), in_pairs(key, head_dim), value])
+
+    layer = RotaryLinear(ordered(weight), ordered(bias), head_dim)
+    torch.testing.assert_close(layer(values, angles), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(layer.fused(values, angles), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("hidden", [8, 32, 96, 1024, 1536])
@@ -171,11 +218,17 @@ def test_gelu_is_the_exact_one(width: int) -> None:
     assert (off / expected.abs())[values > -5].max() < 2e-3  # bfloat16's own rounding is larger
 
 
+@pytest.mark.parametrize("is_fused", [False, True], ids=["cublas-and-a-pass", "own-products"])
 @pytest.mark.parametrize("positions", ["absolute", "after_padding", "rotary"])
-def test_the_fused_encoder_is_the_plain_one(positions: Positions) -> None:
+def test_the_fused_encoder_is_the_plain_one(
+    positions: Positions, is_fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bert = BertConfig(50, 64, 2, 2, 96, 150, layer_norm_eps=1e-5, pad_token_id=1)
     config = BertEncoderConfig("XLM-R", bert, positions)
     weights = random_weights(bert, with_positions=positions != "rotary")
     batch = packed([(9, 0), (70, 5), (130, 0), (1, 0)])
     expected = Bert(config, weights, attend_per_text)(batch)
+    rows = 2 if is_fused else 1000
+    monkeypatch.setattr(linear_triton, "MANY_ROWS_GELU", rows)
+    monkeypatch.setattr(linear_triton, "MANY_ROWS_ROTATE", rows)
     torch.testing.assert_close(FusedBert(config, weights)(batch), expected, atol=1e-4, rtol=1e-4)

@@ -20,6 +20,7 @@ MIXES = {
     "medium": [64, 65, 100, 127, 1, 128],
     "documents": [300] * 9 + [1],
     "long": [1380, 673, 5, 1024, 129, 191, 192, 193],
+    "many": [1380, 673] * 3 + [33],  # rows enough for the own products
 }
 DTYPES = [torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # of values of about 1: a few of the last bits
@@ -81,19 +82,57 @@ def test_the_fused_encoder_is_the_plain_one(mix: str, dtype: torch.dtype, positi
     assert float(torch.nn.functional.cosine_similarity(ours, expected).min()) > 0.999
 
 
+@pytest.mark.parametrize("rows", [1, 127, 128, 5000])
+@pytest.mark.parametrize(("inner", "heads", "head_dim"), [(32, 1, 32), (384, 12, 32), (1024, 16, 64), (200, 3, 128)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_own_products_are_torchs(dtype: torch.dtype, inner: int, heads: int, head_dim: int, rows: int) -> None:
+    """Same bits as in a smaller batch, too."""
+    from engine.linear_triton import GeluLinear, RotaryLinear
+    from engine.row_steps import Angles
+
+    generator = torch.Generator("cuda").manual_seed(rows)
+
+    def draw(*sizes: int) -> torch.Tensor:
+        return torch.randn(*sizes, generator=generator, device="cuda")
+
+    width = 3 * heads * head_dim
+    values, weight, bias = (
+        draw(rows, inner).to(dtype),
+        (draw(width, inner) / inner**0.5).to(dtype),
+        draw(width).to(dtype),
+    )
+    product = values.float() @ weight.float().T + bias.float()
+    ours = GeluLinear(weight, bias).fused(values)
+    close(ours, torch.nn.functional.gelu(product))
+    assert torch.equal(ours[-1:], GeluLinear(weight, bias).fused(values[-1:].contiguous()))
+    turns = draw(50, head_dim // 2)
+    angles = Angles(torch.arange(rows, device="cuda") % 50, turns.cos(), turns.sin())
+    pairs = product.view(rows, 3, heads, -1, 2)
+    turned = (
+        torch.view_as_complex(pairs[:, :2].contiguous())
+        * torch.polar(torch.ones_like(turns), turns)[angles.position_ids, None, None]
+    )
+    expected = torch.cat([torch.view_as_real(turned), pairs[:, 2:]], 1).view(rows, width)
+    ours = RotaryLinear(weight, bias, head_dim).fused(values, angles)
+    close(ours, expected)
+    last = Angles(angles.position_ids[-1:].clone(), angles.cos, angles.sin)
+    assert torch.equal(ours[-1:], RotaryLinear(weight, bias, head_dim).fused(values[-1:].contiguous(), last))
+
+
 def test_nothing_is_compiled_for_other_sizes() -> None:
     from engine.attention_kernel import attend_block, list_blocks
     from engine.bert_config import BertConfig, BertEncoderConfig
     from engine.fused_bert import FusedBert
+    from engine.linear_kernel import linear_gelu, linear_rotate
     from engine.row_kernels import add_norm, gelu, rotate
 
-    kernels = [attend_block, list_blocks, add_norm, gelu, rotate]
+    kernels = [attend_block, list_blocks, add_norm, gelu, rotate, linear_gelu, linear_rotate]
     bert = BertConfig(50, 256, 1, 4, 512, 1400, pad_token_id=1)
     weights = {name: tensor.cuda().half() for name, tensor in random_weights(bert, False).items()}
     network = FusedBert(BertEncoderConfig("XLM-R, rotary", bert, "rotary"), weights)
     before = [sum(map(len, caches(kernel))) for kernel in kernels]
     assert all(before)
-    for lengths in ([1], [16], [16] * 16, [7] * 33, [100, 57], [1024], [1380, 673, 3]):
+    for lengths in ([1], [16], [16] * 16, [7] * 33, [100, 57], [1024], [1380, 673, 3], [1380] * 3):
         network(packed(lengths))
     assert [sum(map(len, caches(kernel))) for kernel in kernels] == before
 

@@ -359,15 +359,15 @@ def test_a_client_that_never_stops_leaves_the_service_its_turns(address: str) ->
         first = msgspec.structs.replace(message, epoch=endpoint.epoch, request_id=number)
         socket.send_multipart(encode(first, writer.frames))
     taken = 0
-    assert poller.poll(int(LIMIT * 1000))
-    for event in endpoint.receive():
-        assert isinstance(event, Request)
-        taken += 1
-        assert taken <= MESSAGES_AT_ONCE
-        next_one = msgspec.structs.replace(event.message, request_id=event.name[1] + 2)
-        socket.send_multipart(encode(next_one, writer.frames))
+    while not taken:  # the first turn may find the Hello alone
         assert poller.poll(int(LIMIT * 1000))
-    assert taken
+        for event in endpoint.receive():
+            assert isinstance(event, Request)
+            taken += 1
+            assert taken <= MESSAGES_AT_ONCE
+            next_one = msgspec.structs.replace(event.message, request_id=event.name[1] + 2)
+            socket.send_multipart(encode(next_one, writer.frames))
+            assert poller.poll(int(LIMIT * 1000))
     socket.close(0)
     context.term()
     endpoint.close()

@@ -1,0 +1,148 @@
+"""Who waits for whom in the worker's turns: on an endpoint without a socket, so that a test decides what has come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+
+from ipc.arrays import Buffer
+from ipc.codec import decode_to_service, encode
+from ipc.messages import Credits, Message, Missing, Scores
+from ipc.running import RequestName, RunningFile
+from ipc.service import Cancelled, Endpoint, Event, Gone, Request
+from scorer_worker.arena import Arena
+from scorer_worker.batcher import Batcher
+from scorer_worker.scorer import Scorer
+from scorer_worker.store import NewEntry
+from scorer_worker.worker import Worker
+from tests.scorer_worker.running_worker import CLIENT, DIM
+from tests.scorer_worker.test_worker import TWO, Rows, score_message, unit
+
+KEYS = [b"q", b"a", b"b"]
+STORE_ROWS = 4096
+
+
+@dataclass
+class Desk:
+    """An endpoint: what has come, and what was answered."""
+
+    events: list[Event] = field(default_factory=list)
+    answers: dict[RequestName, Message] = field(default_factory=dict)
+    waits: list[float] = field(default_factory=list)
+    malformed_messages = dropped_clients = 0
+
+    def wait(self, timeout: float) -> None:
+        self.waits.append(timeout)
+
+    def receive(self) -> Iterator[Event]:
+        come, self.events = self.events, []
+        yield from come
+
+    def credits(self) -> Credits:
+        return Credits(2**26, 2**20)
+
+    def answer(self, name: RequestName, message: Message, frames: Sequence[Buffer] = ()) -> None:
+        assert name not in self.answers, "answered twice"
+        self.answers[name] = message
+
+    def ask(self, number: int, supplied: dict[int, Rows] | None = None, client: bytes = CLIENT) -> RequestName:
+        """A Score of KEYS comes."""
+        message, writer = score_message(KEYS, 1, supplied)
+        parts = [memoryview(bytearray(part)) for part in encode(message, writer.frames)]
+        read, frames = decode_to_service(parts)
+        name = (client, number)
+        self.events.append(Request(name, read, frames, time.monotonic() + 60))  # type: ignore[arg-type]
+        return name
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+@pytest.fixture
+def worker(desk: Desk, tmp_path: Path) -> Worker:
+    arena = Arena(STORE_ROWS * DIM * 4, DIM, torch.float32, torch.device("cpu"))
+    batcher = Batcher(max_batch_pairs=64, max_batch_work=10**6, slice_work=10**5)
+    running = RunningFile(tmp_path / "running")
+    return Worker(cast(Endpoint, desk), arena, Scorer(arena), batcher, running, None, keep_entries=True)
+
+
+def until_answered(worker: Worker, desk: Desk, name: RequestName) -> int:
+    """How many turns that takes."""
+    for turn in range(1, 100):
+        worker.turn()
+        if name in desk.answers:
+            return turn
+    raise AssertionError("not answered in 99 turns")
+
+
+def test_who_brings_nothing_is_answered_in_the_turn_in_which_it_comes(worker: Worker, desk: Desk) -> None:
+    until_answered(worker, desk, desk.ask(0, TWO))
+    others = [desk.ask(number, {0: [unit(number % DIM)], 1: TWO[1], 2: TWO[2]}) for number in range(1, 20)]
+    cached = desk.ask(99)
+    assert until_answered(worker, desk, cached) == 1
+    assert isinstance(desk.answers[cached], Scores)
+    assert desk.answers.keys().isdisjoint(others)
+    for name in others:
+        until_answered(worker, desk, name)
+
+
+def test_what_is_missing_is_told_in_that_turn_too(worker: Worker, desk: Desk) -> None:
+    others = [desk.ask(number, TWO) for number in range(5)]
+    name = desk.ask(99)
+    assert until_answered(worker, desk, name) == 1
+    assert isinstance(desk.answers[name], Missing)
+    assert desk.answers.keys().isdisjoint(others)
+
+
+def test_a_turn_takes_one_step_and_does_not_wait_before_the_next(worker: Worker, desk: Desk) -> None:
+    desk.ask(0, TWO)
+    desk.ask(1, TWO)
+    seen = []
+    for _ in range(6):
+        worker.turn()
+        seen.append((worker.statistics()["requests"], worker.statistics()["store_insertions"]))
+    # read, read, admit, admit: the second finds what the first has brought
+    assert seen == [(1, 0), (2, 0), (2, 3), (2, 3), (2, 3), (2, 3)]
+    assert [wait == 0 for wait in desk.waits] == [False, True, True, True, True, False]
+    assert len(desk.answers) == 2
+
+
+@pytest.mark.parametrize("event", [Cancelled((CLIENT, 1)), Gone(CLIENT)], ids=["cancelled", "gone"])
+def test_a_request_that_was_not_read_yet_is_dropped(worker: Worker, desk: Desk, event: Event) -> None:
+    desk.ask(0, TWO, client=b"another!")
+    name = desk.ask(1, TWO)
+    worker.turn()
+    assert worker.statistics()["jobs"] == 2
+    desk.events.append(event)
+    until_answered(worker, desk, (b"another!", 0))
+    assert worker.statistics()["jobs"] == 0
+    assert worker.statistics()["requests"] == 1
+    assert name not in desk.answers
+
+
+def test_who_needs_no_room_does_not_wait_behind_who_does(worker: Worker, desk: Desk) -> None:
+    until_answered(worker, desk, desk.ask(0, TWO))
+    directory = worker._directory
+    full = [
+        directory.admit([], [NewEntry(bytes([number]) * 16, directory.max_job_rows, 0)]) for number in range(3)
+    ]  # with what is in the store already there is no slab left
+    assert all(full)
+    large = desk.ask(1, {0: [unit(0)] * directory.max_job_rows, 1: TWO[1], 2: TWO[2]})
+    worker.turn()
+    worker.turn()
+    assert large not in desk.answers
+    cached = desk.ask(2)
+    assert until_answered(worker, desk, cached) == 1
+    for entries in full:
+        assert entries is not None
+        directory.unpin(entries)
+    until_answered(worker, desk, large)
+    directory.check_integrity()
