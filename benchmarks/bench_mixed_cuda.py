@@ -51,15 +51,15 @@ class Background:
     """The loads in turn, in a thread, until it is told to stop.
 
     Args:
-        first: the place of the load to begin with.
+        index: which of the clients it is; no two ask the same requests.
         loads: those it asks.
     """
 
-    def __init__(self, server: Server, tokenizer: str, first: int, loads: Mapping[str, Load]) -> None:
+    def __init__(self, server: Server, tokenizer: str, index: int, loads: Mapping[str, Load]) -> None:
         self.done: list[dict[str, Any]] = []
         self._server = server
         self._tokenizer = tokenizer
-        self._first = first
+        self._index = index
         self._loads = loads
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -71,12 +71,13 @@ class Background:
 
     def _run(self) -> None:
         names = list(self._loads)
-        for number in itertools.count(self._first):
+        for number in itertools.count():
             if self._is_stopping.is_set():
                 return
-            name = names[number % len(names)]
+            name = names[(self._index * len(names) // CLIENTS + number) % len(names)]
             options, requests, at_a_time = self._loads[name]
-            load = ["--dataset-name", "synthetic", "--tokenizer", self._tokenizer, *options, "--seed", str(number)]
+            seed = ["--seed", str(number * CLIENTS + self._index)]
+            load = ["--dataset-name", "synthetic", "--tokenizer", self._tokenizer, *options, *seed]
             result = bench(self._server, load, requests, at_a_time)
             kept = ("completed", "failed", "request_throughput", "document_throughput", "token_throughput")
             self.done.append(
@@ -105,7 +106,7 @@ def main() -> None:
 
 def beside(server: Server, tokenizer: str, address: str, loads: Mapping[str, Load], seconds: float) -> dict[str, Any]:
     """Probes and samples while clients ask these loads."""
-    clients = [Background(server, tokenizer, first * len(LOADS) // CLIENTS, loads) for first in range(CLIENTS)]
+    clients = [Background(server, tokenizer, index, loads) for index in range(CLIENTS)]
     try:
         measured = uvloop.run(watch(address, seconds))
     finally:

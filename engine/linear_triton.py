@@ -22,6 +22,7 @@ from engine.row_steps import Angles, gelu_in_place, rotate_in_place
 
 BLOCK_M, BLOCK_N, BLOCK_K = 128, 256, 64
 TILES = {"BLOCK_M": BLOCK_M, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K, "GROUP": 8, "STAGES": 3, "num_warps": 8}
+WIDE_HEADS_TILES = {**TILES, "STAGES": 2}  # of 128 columns, whose angles take more of the shared memory
 MANY_ROWS_GELU, MANY_ROWS_ROTATE = 2048, 4096  # from which the own kernel is the faster one
 _HOPPER = 9
 _ALIGNED_BYTES = 16  # of a row, for a descriptor
@@ -94,7 +95,7 @@ class RotaryLinear:
             INNER=self.weight.shape[1],
             HALF=self.head_dim // 2,
             PROGRAMS=programs,
-            **TILES,
+            **(TILES if self.head_dim < 128 else WIDE_HEADS_TILES),
         )
         return out
 

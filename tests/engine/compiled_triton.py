@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 from engine.attention_kernel import attend_block, list_blocks
 from engine.attention_triton import LONG, SHORT, Config
 from engine.linear_kernel import linear_gelu, linear_rotate
-from engine.linear_triton import BLOCK_K, BLOCK_M, BLOCK_N, TILES
+from engine.linear_triton import BLOCK_K, BLOCK_M, BLOCK_N, TILES, WIDE_HEADS_TILES
 from engine.row_kernels import add_norm, gelu, rotate
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -96,13 +96,17 @@ def test_products_copy_while_they_multiply_and_fit_the_device(dtype: str) -> Non
         "out": blocks(BLOCK_M, BLOCK_N),
     }
     angles = {"position_ids": "*i64", "cos": "*fp32", "sin": "*fp32"}
-    constants = {"WIDTH": 3072, "INNER": 1024, "PROGRAMS": 132, **TILES}
-    num_warps = constants.pop("num_warps")
-    for kernel, types, more in (
-        (linear_gelu, {**sources, "total": "i32"}, {}),
-        (linear_rotate, {**sources, **angles, "total": "i32"}, {"HALF": 32}),
+    sizes = {"WIDTH": 3072, "INNER": 1024, "PROGRAMS": 132}
+    gelu_types, rotate_types = {**sources, "total": "i32"}, {**sources, **angles, "total": "i32"}
+    for kernel, types, constants in (
+        (linear_gelu, gelu_types, TILES),
+        (linear_rotate, rotate_types, {"HALF": 16, **TILES}),
+        (linear_rotate, rotate_types, {"HALF": 32, **TILES}),
+        (linear_rotate, rotate_types, {"HALF": 64, **WIDE_HEADS_TILES}),
     ):
-        done = compile_for_hopper(kernel, types, {**constants, **more}, num_warps)
+        num_warps = constants["num_warps"]
+        tiles = {name: value for name, value in constants.items() if name != "num_warps"}
+        done = compile_for_hopper(kernel, types, {**sizes, **tiles}, num_warps)
         ptx = done.asm["ptx"]
         assert "wgmma.mma_async" in ptx
         assert "cp.async.bulk.tensor" in ptx
