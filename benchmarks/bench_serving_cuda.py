@@ -27,6 +27,7 @@ NEW_10 = ["--dataset-name", "synthetic", "--documents", "10"]
 SECONDS_OF_A_RATE = 2
 MOST_CONNECTIONS = 512
 MOST_API_SERVERS = 8
+CLIENT_PROCESSES = 4
 WARM_UPS = 8
 COUNTS = (1, 2, 4, 8, 16)
 
@@ -77,11 +78,19 @@ def by_count(count: int, serve: list[str], ask: list[str]) -> dict[str, Any]:
         }
 
 
-def bench(server: Server, requests: list[str], count: int, at_a_time: int, rate: float | None = None) -> dict[str, Any]:
+def bench(
+    server: Server,
+    requests: list[str],
+    count: int,
+    at_a_time: int,
+    rate: float | None = None,
+    processes: int = CLIENT_PROCESSES,
+) -> dict[str, Any]:
     """One run of `maxsimd bench`, after a warm-up that fills the store.
 
     Args:
         rate: requests per second, at random times; None: as many as are answered.
+        processes: that ask, at most.
     """
     with tempfile.TemporaryDirectory() as directory:
         saved = Path(directory) / "result.json"
@@ -89,7 +98,7 @@ def bench(server: Server, requests: list[str], count: int, at_a_time: int, rate:
         command += ["--base-url", f"http://127.0.0.1:{server.port}", *requests]
         command += ["--num-prompts", str(count), "--max-concurrency", str(at_a_time), "--num-warmups", str(WARM_UPS)]
         command += ["--request-rate", str(rate)] if rate is not None else []
-        command += ["--client-processes", str(min(at_a_time, 4)), "--save-result", str(saved)]
+        command += ["--client-processes", str(min(at_a_time, processes)), "--save-result", str(saved)]
         print(" ".join(command), file=sys.stderr)
         subprocess.run(command, check=True, stdout=sys.stderr)
         result: dict[str, Any] = json.loads(saved.read_text())["result"]

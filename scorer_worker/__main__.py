@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from engine.allocator import keep_freed_memory
 from engine.model_spec import LoadedModel, ModelError, load_model
 from ipc.child import EXIT_USAGE, Broken, Child, Progress, Pulse, Up, ignore_stop_signals
-from ipc.collector import settle_collector
+from ipc.collector import ONLY_WHEN_IDLE, IdleCollector, settle_collector
 from ipc.messages import MAX_MESSAGE_BYTES, MAX_TEXTS, Credits, Limits, SelfCheck
 from ipc.running import RunningFile
 from ipc.service import Description, Endpoint
@@ -126,9 +126,13 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     running = RunningFile(Path(settings.running_path))
     worker = Worker(endpoint, arena, scorer, batcher, running, hosted, settings.keep_entries)
     pulse = Pulse(child, longest_batch)
-    settle_collector()
+    settle_collector(ONLY_WHEN_IDLE)
     child.report(Up(_summary(arena, model, settings)))
-    worker.run(child.is_to_stop, lambda: pulse.beat(hosted.busy_seconds() if hosted is not None else 0.0))
+    worker.run(
+        child.is_to_stop,
+        on_turn=lambda: pulse.beat(hosted.busy_seconds() if hosted is not None else 0.0),
+        on_idle=IdleCollector(time.monotonic).tell_idle,
+    )
     endpoint.close()
     if child.is_abandoned:  # the launcher cannot clear away itself
         remove_run_directory(Path(settings.running_path).parent)

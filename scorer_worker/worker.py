@@ -81,16 +81,29 @@ class Worker:
         self._next_expiry = 0.0
         self.counters = dict.fromkeys(COUNTERS, 0.0)
 
-    def run(self, is_stopping: Callable[[], bool], on_turn: Callable[[], None]) -> None:
-        """Serve until `is_stopping`. `on_turn` is called once a turn: the proof that the loop is alive."""
+    def run(
+        self,
+        is_stopping: Callable[[], bool],
+        on_turn: Callable[[], None],
+        on_idle: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Serve until `is_stopping`.
+
+        Args:
+            on_turn: called once a turn: the proof that the loop is alive.
+            on_idle: called after a turn in which there was nothing to do.
+        """
         while not is_stopping():
-            self.turn()
+            if not self.turn():
+                on_idle()
             on_turn()
 
-    def turn(self) -> None:
-        """See the file's docstring."""
+    def turn(self) -> bool:
+        """See the file's docstring. False: there was nothing to do."""
         self._endpoint.wait(0 if len(self._batcher) or self._has_taken_step else IDLE_WAIT)
+        has_come = False
         for event in self._endpoint.receive():
+            has_come = True
             self._handle(event)
         self._drop_expired(time.monotonic())
         if self._encode_requests is not None:
@@ -99,6 +112,7 @@ class Worker:
         if batch:
             self._score(batch)
         self._has_taken_step = self._take_step()
+        return has_come or bool(batch) or self._has_taken_step
 
     def _take_step(self) -> bool:
         """One thing that takes a while, if there is one (W6).

@@ -125,11 +125,7 @@ def maxsim_items(
     q_base = arena + (q_grain * GRAIN + q_first) * DIM
     q_numbers = q_first + tl.arange(0, BLOCK_Q)
     q_within = tl.maximum(tl.minimum(tl.arange(0, BLOCK_Q), q_rows - 1 - q_first), 0)
-    # where a query's rows lie along M, a tile's maximum is found among a thread's own registers and those of three more
-    REDUCE_TILES: tl.constexpr = HOLD_QUERY and QUERY_ON_M
-    if REDUCE_TILES:
-        best = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    elif QUERY_ON_M:
+    if QUERY_ON_M:
         best = tl.full([BLOCK_Q, BLOCK_D], float("-inf"), tl.float32)
     else:
         best = tl.full([BLOCK_D, BLOCK_Q], float("-inf"), tl.float32)
@@ -139,11 +135,11 @@ def maxsim_items(
             q_parts = q_parts + (_load(q_base, q_within, step, DIM, BLOCK_K),)
         for first in tl.range(0, d_last + 1, BLOCK_D, num_stages=STAGES):
             d_within = tl.minimum(first + tl.arange(0, BLOCK_D), d_last)
-            product = tl.zeros([BLOCK_Q, BLOCK_D] if QUERY_ON_M else [BLOCK_D, BLOCK_Q], tl.float32)
+            product = tl.zeros_like(best)
             for step in tl.static_range(K_STEPS):
                 d = _load(d_base, d_within, step, DIM, BLOCK_K)
                 product = _multiply(q_parts[step], d, product, QUERY_ON_M, PRECISION)
-            best = tl.maximum(best, tl.max(product, axis=1) if REDUCE_TILES else product)
+            best = tl.maximum(best, product)
     else:
         product = tl.zeros_like(best)
         # one loop over tiles and steps, since Triton pipelines only the innermost
@@ -156,10 +152,7 @@ def maxsim_items(
             is_whole = step == K_STEPS - 1
             best = tl.where(is_whole, tl.maximum(best, product), best)
             product = tl.where(is_whole, 0.0, product)
-    if REDUCE_TILES:
-        maxima = best  # [BLOCK_Q]
-    else:
-        maxima = tl.max(best, axis=1 if QUERY_ON_M else 0)
+    maxima = tl.max(best, axis=1 if QUERY_ON_M else 0)  # [BLOCK_Q]
     if num_items == 1:
         total = _sum_rows(tl.where(q_numbers < q_rows, maxima, 0.0))
         tl.store(scores + pair, tl.where(d_rows > 0, total, 0.0))
