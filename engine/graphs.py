@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from engine.packing import DeviceLengths, PackedBatch
@@ -109,18 +110,20 @@ def _capture(forward: Forward, size: int, device: torch.device, pool: Any) -> _G
 
 def _keys_of(batch: PackedBatch) -> torch.Tensor:
     """The rows that are attended to."""
-    attended = torch.tensor(batch.attended).repeat_interleave(torch.tensor(batch.lengths))
-    return (batch.position_ids < attended).nonzero()[:, 0]
+    if list(batch.attended) == list(batch.lengths):
+        return torch.arange(batch.cu_seqlens[-1])
+    return torch.from_numpy(np.flatnonzero(batch.position_ids.numpy() < np.repeat(batch.attended, batch.lengths)))
 
 
 def _ends_of(batch: PackedBatch, size: int, width: int) -> torch.Tensor:
     """[2, width] int32, pinned. After the texts comes one that fills the batch up, has no keys and is not read;
     after it come texts without rows."""
-    ends = torch.empty(2, width, dtype=torch.int32, pin_memory=True)
+    pinned = torch.empty(2, width, dtype=torch.int32, pin_memory=True)
+    ends = pinned.numpy()
     count = len(batch.lengths)
-    ends[0, : count + 1] = torch.tensor(batch.cu_seqlens)
+    ends[0, : count + 1] = batch.cu_seqlens
     ends[0, count + 1 :] = size
     ends[1, 0] = 0
-    ends[1, 1 : count + 1] = torch.tensor(batch.attended).cumsum(0)
-    ends[1, count + 1 :] = ends[1, count].item()
-    return ends
+    np.cumsum(batch.attended, out=ends[1, 1 : count + 1])
+    ends[1, count + 1 :] = ends[1, count]
+    return pinned

@@ -30,7 +30,6 @@ from scorer_worker.pairs import PLACE_BYTES, PairGroup
 SHORT, MEDIUM, LONG = range(3)  # classes of launches, by their longest query
 SHORT_ROWS, MEDIUM_ROWS = 32, 64
 Numbers = np.ndarray[Any, np.dtype[np.int32]]
-Indices = np.ndarray[Any, np.dtype[np.intp]]
 CHUNK = 1024  # document rows of an item
 WHOLE_ROWS = 2048  # of a document that stays one item, where there are MANY_PAIRS to keep the device busy beside it
 MANY_PAIRS = 512
@@ -99,7 +98,6 @@ class TritonPacked:
         self._tables = _Pinned(2**18, torch.int32, arena.device)
         self._used = 0  # bytes of the tables, by launches of this call
         self._outgrown: list[_Pinned] = []  # what a launch of this call may still read
-        self._orders: list[tuple[int, Indices]] = []  # from a score on, the pairs of those that follow, not in order
         self._scores = _Pinned(2**14, torch.float32, arena.device)
         self._stream: torch.cuda.Stream | None = None
         self._scratch = torch.full((SCRATCH_ROWS,), float("-inf"), device=arena.device)
@@ -121,7 +119,6 @@ class TritonPacked:
         """
         num_pairs = sum([len(group.documents) for group in groups])
         self._used = 0
-        self._orders.clear()
         if num_pairs > len(self._scores.tensor):
             self._scores = _Pinned(2 * num_pairs, torch.float32, self._arena.device)
         stream = self._current_stream()
@@ -134,10 +131,7 @@ class TritonPacked:
         """Wait for what was started, and return its scores."""
         if num_pairs:
             self._wait()
-        scores = np.frombuffer(self._scores.bytes[: 4 * num_pairs], np.float32)
-        for first, order in self._orders:
-            scores[first + order] = scores[first : first + len(order)].copy()
-        return array("f", scores.tobytes())
+        return array("f", self._scores.bytes[: 4 * num_pairs].tobytes())
 
     def _warm_up(self, configs: list[Config]) -> None:
         """Compile and load every configuration, by scoring a pair without rows."""
@@ -151,55 +145,26 @@ class TritonPacked:
     def _launch(self, groups: Sequence[PairGroup], first: int, stream: torch.cuda.Stream | None) -> int:
         """Start what computes the scores of these pairs; they go to `first` and on.
 
-        Pairs of long texts, which are cut into items, do not slow the others down: where there are many of those, both
-        have a launch of their own.
-
         Returns:
             The number of pairs.
         """
         documents = b"".join([group.places for group in groups])
         queries = b"".join([group.query.place * len(group.documents) for group in groups])
-        d_rows = np.frombuffer(documents, np.int32)[1::2]
-        num_pairs = len(d_rows)
         longest = max([group.query.rows for group in groups])
-        whole_rows = CHUNK if num_pairs < MANY_PAIRS else WHOLE_ROWS
-        if longest <= MEDIUM_ROWS and d_rows.max() <= whole_rows:
-            self._launch_whole(documents, queries, longest, first, stream)
-            return num_pairs
-        q_rows = np.frombuffer(queries, np.int32)[1::2]
-        is_long = (q_rows > MEDIUM_ROWS) | (d_rows > whole_rows)
-        long, others = np.flatnonzero(is_long), np.flatnonzero(~is_long)
-        if len(others) < MANY_PAIRS:
-            self._launch_cut(documents, queries, first, stream)
-            return num_pairs
-        self._launch_cut(_places_at(long, documents), _places_at(long, queries), first, stream)
-        documents, queries = _places_at(others, documents), _places_at(others, queries)
-        self._launch_whole(documents, queries, int(q_rows[others].max()), first + len(long), stream)
-        self._orders.append((first, np.concatenate([long, others])))
+        d_rows = np.frombuffer(documents, np.int32)[1::2]
+        num_pairs = num_items = len(d_rows)
+        items = b""
+        if longest <= MEDIUM_ROWS and d_rows.max() <= (CHUNK if num_pairs < MANY_PAIRS else WHOLE_ROWS):
+            program = self._whole[SHORT if longest <= SHORT_ROWS else MEDIUM]
+        else:
+            q_rows = np.frombuffer(queries, np.int32)[1::2]
+            program = self._cut[SHORT if longest <= SHORT_ROWS else _class_of_cut(d_rows, q_rows)]
+            num_items, scratch_rows, items = _cut(d_rows, q_rows, program.config.block_q)
+            self._reserve_scratch(scratch_rows)
+        program.launch(
+            num_items, self._pointers(self._write_table(documents, queries, items), num_pairs, first), stream
+        )
         return num_pairs
-
-    def _launch_whole(
-        self, documents: bytes, queries: bytes, longest: int, first: int, stream: torch.cuda.Stream | None
-    ) -> None:
-        """Every pair is one item.
-
-        Args:
-            documents, queries: [pairs] places.
-            longest: rows of a query, at most.
-        """
-        program = self._whole[SHORT if longest <= SHORT_ROWS else MEDIUM]
-        num_pairs = len(documents) // PLACE_BYTES
-        table = self._write_table(documents, queries, b"")
-        program.launch(num_pairs, self._pointers(table, num_pairs, first), stream)
-
-    def _launch_cut(self, documents: bytes, queries: bytes, first: int, stream: torch.cuda.Stream | None) -> None:
-        """A pair may be several items. As `_launch_whole`."""
-        d_rows, q_rows = (np.frombuffer(places, np.int32)[1::2] for places in (documents, queries))
-        program = self._cut[SHORT if q_rows.max() <= SHORT_ROWS else _class_of_cut(d_rows, q_rows)]
-        num_items, scratch_rows, items = _cut(d_rows, q_rows, program.config.block_q)
-        self._reserve_scratch(scratch_rows)
-        table = self._write_table(documents, queries, items)
-        program.launch(num_items, self._pointers(table, len(d_rows), first), stream)
 
     def _write_table(self, documents: bytes, queries: bytes, items: bytes) -> torch.Tensor | int:
         """A table of these parts, one after the other: its address, or under the interpreter a tensor."""
@@ -311,11 +276,6 @@ def _cut_group(group: PairGroup, count: int) -> tuple[PairGroup, PairGroup]:
     end = PLACE_BYTES * count
     head = PairGroup(group.query, group.documents[:count], group.places[:end])
     return head, PairGroup(group.query, group.documents[count:], group.places[end:])
-
-
-def _places_at(which: Indices, places: bytes) -> bytes:
-    """Some of these places, in this order."""
-    return np.frombuffer(places, np.int64)[which].tobytes()
 
 
 def _class_of_cut(d_rows: Numbers, q_rows: Numbers) -> int:

@@ -122,28 +122,6 @@ def test_calls_larger_than_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     texts.check([(0, range(1, 4)), (1, range(2, 19)), (2, [1]), (18, [1, 2, 3])])
 
 
-def test_many_pairs_are_not_cut_because_a_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their scores come in the order of the pairs all the same, and are those that each pair has alone."""
-    monkeypatch.setattr(triton_packed, "MANY_PAIRS", 6)
-    monkeypatch.setattr(triton_packed, "WHOLE_ROWS", 50)
-    monkeypatch.setattr(triton_packed, "LAUNCH_PAIRS", 30)
-    used: list[tuple[int, int]] = []
-    launch = triton_packed._Program.launch
-
-    def recorded(program: triton_packed._Program, num_items: int, *arguments: object) -> None:
-        used.append((program.config.chunk, num_items))
-        launch(program, num_items, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(triton_packed._Program, "launch", recorded)
-    texts = Texts([20, *range(1, 40), 1500, 70], 16)
-    plan = [(0, [40, 3, 4, 5, 6, 7]), (41, [8]), (3, [9, 10, 40, 11]), (1, [*range(1, 40)])]
-    scores = texts.check(plan)
-    # of the first 30 pairs three are long, and each is two items
-    assert used == [(triton_packed.CHUNK, 6), (0, 27), (0, 20)]
-    used.clear()
-    assert scores == [score for query, documents in plan for d in documents for score in texts.check([(query, [d])])]
-
-
 def test_scratch_and_tables_grow() -> None:
     texts = Texts([4, 100, 7], 16)
     texts.kernel._scratch = torch.full((1,), float("-inf"))
