@@ -1,6 +1,7 @@
-"""Overload and fairness over HTTP, on the CPU, with the embedded model.
+"""Overload and fairness over HTTP, with the embedded model.
 
     python -m benchmarks.bench_overload
+    python -m benchmarks.bench_overload --only-fairness --device cuda --out benchmarks/results/fairness-cuda.json
 
 Overload: what the server can do is measured first, with 8 connections and nothing cached. Then 200 connections ask ten
 times as much, each at its own regular times whether or not others were refused. Latency counts from the last byte of a
@@ -222,13 +223,19 @@ async def fairness(server: Server, is_new: bool, seconds: float) -> dict[str, An
 def main() -> None:
     arguments = parser(__doc__ or "", "overload-cpu")
     arguments.add_argument("--seconds", type=float, default=15.0, help="of each load")
+    arguments.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    arguments.add_argument("--only-fairness", action="store_true")
     options = arguments.parse_args()
-    with Server("--embedding-cache-size", "256MiB") as server:
-        results: dict[str, Any] = {"overload": asyncio.run(overload(server, options.seconds))}
+    device = ["--device", options.device]
+    results: dict[str, Any] = {"device": options.device}
+    if not options.only_fairness:
+        with Server(*device, "--embedding-cache-size", "256MiB") as server:
+            results["overload"] = asyncio.run(overload(server, options.seconds))
     keys = [argument for key in KEYS for argument in ("--api-key", key)]
-    serve = [*keys, "--max-documents-per-request", str(LARGE), "--request-timeout", "10m", "--cache-scope", "shared"]
+    serve = [*device, *keys, "--max-documents-per-request", str(LARGE), "--request-timeout", "10m"]
+    serve += ["--cache-scope", "shared", "--embedding-cache-size", "1GiB"]
     for servers in (1, 2):
-        with Server(*serve, "--embedding-cache-size", "1GiB", "--api-server-count", str(servers)) as server:
+        with Server(*serve, "--api-server-count", str(servers)) as server:
             if servers == 1:
                 results["fairness_new"] = asyncio.run(fairness(server, True, options.seconds))
             asyncio.run(fill(server))
