@@ -9,9 +9,10 @@ Where the worker hosts the encoder, a few texts that were not asked for here lat
 with the first `Score` as token ids: it is cheaper to send them in vain than to hear that they are missing.
 
     R1  Requests are cut into parts: at most `max_job_rows` rows, each text in whole grains of the store, `part_pairs`
-        pairs and PART_BYTES of supplied embeddings each. Scores are independent per pair, so the cut is not visible.
-    R2  All parts of this process together hold at most the byte budget in embeddings; one request has at most two in
-        flight.
+        pairs, and PART_BYTES of supplied embeddings or PART_IDS token ids each. Scores are independent per pair, so
+        the cut is not visible.
+    R2  All parts of this process together hold at most the byte budget in what they supply; one request has at most
+        two in flight.
     R3  A text is tokenised at most once, a query encoded at most once, per request.
 
 Alignment is asked for when the scores are known, of the pairs that will be shown: a second `Score` of these alone,
@@ -59,6 +60,7 @@ from ipc.messages import (
 )
 
 PART_BYTES = 4 * 2**20  # of encoded embeddings in one Score: a second or so of a CPU engine's work
+PART_IDS = 16_384  # token ids in one Score, for a worker that encodes: what it encodes at once
 VALUE_PART_BYTES = 16 * 2**20  # of a client's own embeddings in one Score
 BUDGET_BYTES = 32 * 2**20
 PARTS_IN_FLIGHT = 2  # of one request: one is encoded while another is scored
@@ -655,14 +657,19 @@ class _Ranking:
         return max(min(longest, 4 * len(value.text) + 8), least)
 
     def _part_share(self, text: int) -> int:
-        """The bytes of a supplied text, such that PART_BYTES fill a part (clients' own embeddings may be more)."""
-        size = self._text_bytes(text)
-        return size if isinstance(self._texts[text], TextInput) else size * PART_BYTES // VALUE_PART_BYTES
+        """The bytes of a supplied text, such that PART_BYTES fill a part, whatever it is filled with."""
+        if not isinstance(self._texts[text], TextInput):
+            return self._text_bytes(text) * PART_BYTES // VALUE_PART_BYTES
+        if self._engine is None:
+            return self._max_rows(text) * PART_BYTES // PART_IDS
+        return self._text_bytes(text)
 
     def _text_bytes(self, text: int) -> int:
         value = self._texts[text]
         if isinstance(value, EmbeddingsInput):
             return value.rows * value.dim * ITEM_BYTES[value.dtype]
+        if self._engine is None:  # the worker encodes: only ids travel
+            return self._max_rows(text) * ITEM_BYTES["int32"]
         return self._max_rows(text) * (self._reranker.dim or 0) * ITEM_BYTES["float32"]
 
     def _supplied_bytes(self, supply: Iterable[int]) -> int:

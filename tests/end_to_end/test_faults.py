@@ -148,13 +148,16 @@ def test_no_cache_changes_no_answer(start: Callable[..., Server]) -> None:
 
 def test_hosted_encoder_gives_the_same_scores(start: Callable[..., Server], shared_server: Server) -> None:
     """--engine-placement worker: token ids travel, embeddings stay; kills are survived just so."""
-    server = start("--api-server-count", "2", "--engine-placement", "worker", "--embedding-cache-size", "64MiB")
+    server = start("--api-server-count", "2", "--engine-placement", "worker", "--embedding-cache-size", "512MiB")
     assert not server.children("engine")
     assert server.scores(QUERY, TEXTS) == pytest.approx(shared_server.scores(QUERY, TEXTS), abs=1e-4)
     missed, asked = server.metric("maxsimd_worker_store_misses"), server.metric("maxsimd_worker_requests")
     server.scores("a query that nobody has asked before", TEXTS)
     assert server.metric("maxsimd_worker_store_misses") == missed, "a new query goes with the first Score"
     assert server.metric("maxsimd_worker_requests") == asked + 1
+    many = [f"{number}: {'late interaction ' * 50}" for number in range(170)]  # more ids than one batch of the encoder
+    server.scores(QUERY, many)
+    assert server.metric("maxsimd_worker_requests") == asked + 1 + 1 + 2, "one by names, two with ids"
     load = Load(server, seed=5)
     asyncio.run(under_load(load, 6, lambda: kill(server, "scorer_worker")))
     assert load.problems == [] and load.resets == 0
