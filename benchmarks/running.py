@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ import msgspec
 from ipc.settings import WorkerSettings
 
 START_LIMIT = 120.0
+LOG_SHOWN = 2000  # bytes of what a server said that did not start
 BECOME = {"maxsimd-worker": "scorer_worker", "maxsimd-engine": "engine"}  # the names of processes that stood by
 
 
@@ -29,9 +31,10 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - the server's for as long as it runs
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "frontend.cli", "serve", "--port", str(self.port), *arguments],
-            stderr=subprocess.DEVNULL,
+            stderr=self._log,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
 
@@ -39,7 +42,8 @@ class Server:
         end = time.monotonic() + START_LIMIT
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > end:
-                raise SystemExit("the server did not start")
+                self._log.seek(0)
+                raise SystemExit(f"the server did not start\n{self._log.read()[-LOG_SHOWN:].decode(errors='replace')}")
             time.sleep(0.05)
         return self
 
@@ -48,6 +52,7 @@ class Server:
     ) -> None:
         self._process.send_signal(signal.SIGINT)
         self._process.wait(60)
+        self._log.close()
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)

@@ -1,7 +1,8 @@
 """BERT and its kind, slow and obviously right: what the fast path is checked against at run time.
 
 One text at a time, every operation written out as in the paper: no packing, no fused attention, no prepared weights.
-It shares with the fast path nothing but the weights. Float32 throughout.
+It shares with the fast path nothing but the weights. Float32 throughout; or in halves, as any library rounds there:
+what a product, a sum of two states, a norm, GELU or a softmax comes to is rounded, and nothing in between.
 
 Source: Devlin et al. 2019 (BERT); Khattab & Zaharia 2020 (ColBERT).
 """
@@ -17,7 +18,8 @@ from engine.model_files import WeightsFile
 
 def gelu(rows: torch.Tensor) -> torch.Tensor:
     """The exact one, with erf."""
-    return rows * 0.5 * (1 + torch.erf(rows / 2**0.5))
+    values = rows.float()
+    return (values * 0.5 * (1 + torch.erf(values / 2**0.5))).to(rows.dtype)
 
 
 class PlainBert:
@@ -27,9 +29,9 @@ class PlainBert:
         ModelError: weights are missing or have another shape than the configuration says.
     """
 
-    def __init__(self, file: WeightsFile, config: BertEncoderConfig) -> None:
+    def __init__(self, file: WeightsFile, config: BertEncoderConfig, dtype: torch.dtype = torch.float32) -> None:
         self._config = config
-        self._weights = load_bert_weights(file, config, torch.float32)
+        self._weights = load_bert_weights(file, config, dtype)
 
     def hidden(self, token_ids: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """[length], [length] bool -> [length, hidden]; nobody attends to rows that are not attended."""
@@ -67,7 +69,7 @@ class PlainBert:
         )
         if self._config.positions == "rotary":
             base = self._config.bert.rotary_emb_base
-            q, k = rotate(q, base), rotate(k, base)
+            q, k = rotate(q, base).to(v.dtype), rotate(k, base).to(v.dtype)
         logits = q @ k.transpose(1, 2) / q.shape[2] ** 0.5  # [heads, length, length]
         weights = logits.masked_fill(~attended, float("-inf")).softmax(2)
         context: torch.Tensor = (weights @ v).transpose(0, 1).flatten(1)
@@ -77,9 +79,10 @@ class PlainBert:
         return rows @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"]
 
     def _normalise(self, rows: torch.Tensor, name: str) -> torch.Tensor:
-        centred = rows - rows.mean(1, keepdim=True)
+        values = rows.float()
+        centred = values - values.mean(1, keepdim=True)
         scaled = centred / (centred.pow(2).mean(1, keepdim=True) + self._config.bert.layer_norm_eps).sqrt()
-        return scaled * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
+        return (scaled * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]).to(rows.dtype)
 
 
 def rotate(heads: torch.Tensor, base: float) -> torch.Tensor:

@@ -25,27 +25,30 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class PlainEncoder:
-    """One text's ids in, its token embeddings out. Float32, on the CPU.
+    """One text's ids in, its token embeddings out, on the CPU.
+
+    Args:
+        dtype: float32; or what a half's own rounding comes to is asked, as `plain_bert` says.
 
     Raises:
         ModelError: weights are missing or have another shape than the configuration says.
     """
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, dtype: torch.dtype = torch.float32) -> None:
         self._model = model
         config = model.config
         self._network = (
-            PlainModernBert(model.weights, config)
+            PlainModernBert(model.weights, config, dtype)
             if isinstance(config, ModernBertConfig)
-            else PlainBert(model.weights, config)
+            else PlainBert(model.weights, config, dtype)
         )
         self._projections = [
-            (*load_projection(projection, torch.float32), _ACTIVATIONS[projection.activation])
+            (*load_projection(projection, dtype), _ACTIVATIONS[projection.activation])
             for projection in model.projections
         ]
 
     def encode(self, role: Role, token_ids: Sequence[int], expansion: int) -> torch.Tensor:
-        """[rows, dim]; tokens on the skip list have no row.
+        """[rows, dim] float32; tokens on the skip list have no row.
 
         Args:
             expansion: how many of the last ids are expansion rows.
@@ -58,6 +61,7 @@ class PlainEncoder:
         for weight, bias, activation in self._projections:
             rows = rows @ weight.T
             rows = activation(rows if bias is None else rows + bias)
+        rows = rows.float()
         rows = rows / rows.pow(2).sum(1, keepdim=True).sqrt().clamp_min(1e-12)
         skipped = set(spec.skip_token_ids)
         return rows[[place for place, token_id in enumerate(token_ids) if token_id not in skipped]]

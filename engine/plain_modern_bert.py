@@ -1,6 +1,7 @@
 """ModernBERT, slow and obviously right: what the fast path is checked against at run time.
 
-One text at a time, every operation written out. Shares with the fast path nothing but the weights. Float32 throughout.
+One text at a time, every operation written out. Shares with the fast path nothing but the weights. Float32 throughout,
+or in halves, as `plain_bert` says.
 
 Source: Warner et al. 2024 (ModernBERT).
 """
@@ -22,9 +23,9 @@ class PlainModernBert:
         ModelError: weights are missing or have another shape than the configuration says.
     """
 
-    def __init__(self, file: WeightsFile, config: ModernBertConfig) -> None:
+    def __init__(self, file: WeightsFile, config: ModernBertConfig, dtype: torch.dtype = torch.float32) -> None:
         self._config = config
-        self._weights = load_modern_bert_weights(file, config, torch.float32)
+        self._weights = load_modern_bert_weights(file, config, dtype)
 
     def hidden(self, token_ids: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """[length], [length] bool -> [length, hidden]; nobody attends to rows that are not attended."""
@@ -46,7 +47,7 @@ class PlainModernBert:
         qkv = rows @ self._weights[f"{layer}.attn.Wqkv.weight"].T
         q, k, v = (part.view(length, heads, -1).transpose(0, 1) for part in qkv.chunk(3, 1))
         theta = self._config.local_theta if is_local else self._config.global_theta
-        q, k = rotate(q, theta), rotate(k, theta)
+        q, k = rotate(q, theta).to(v.dtype), rotate(k, theta).to(v.dtype)
         may_see = attended.expand(length, length)
         if is_local:
             places = torch.arange(length)
@@ -57,6 +58,7 @@ class PlainModernBert:
         return context
 
     def _normalise(self, rows: torch.Tensor, name: str) -> torch.Tensor:
-        centred = rows - rows.mean(1, keepdim=True)
+        values = rows.float()
+        centred = values - values.mean(1, keepdim=True)
         scaled = centred / (centred.pow(2).mean(1, keepdim=True) + self._config.norm_eps).sqrt()
-        return scaled * self._weights[f"{name}.weight"]
+        return (scaled * self._weights[f"{name}.weight"]).to(rows.dtype)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from engine import self_check
 from engine.encoder import EncodedTexts, Encoder
 from engine.model_spec import LoadedModel, ModelError, load_model
 from engine.packing import PackedTexts
@@ -19,7 +21,7 @@ from frontend.check import describe
 from ipc.check_report import CheckReport
 from ipc.messages import SelfCheck
 from ipc.settings import ModelSettings
-from tests.engine.checkpoints import change_json, write_stanford
+from tests.engine.checkpoints import change_json, write_modern, write_stanford, write_xlmr
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -29,6 +31,22 @@ def test_a_wrong_fast_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     model = load_model(ModelSettings(model=str(write_stanford(tmp_path / "model"))))
     encoder = Encoder.load(model, "cpu", "auto", torch.get_num_threads())
     make_wrong(encoder, value, monkeypatch)
+    assert not run_self_check(model, encoder).passes
+
+
+@pytest.mark.parametrize("write", [write_stanford, write_modern, write_xlmr], ids=["bert", "modern", "xlmr"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_halfs_own_rounding_is_allowed_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Path], dtype: str
+) -> None:
+    """With random weights it can be more than the fixed tolerance."""
+    for half in (torch.float16, torch.bfloat16):
+        monkeypatch.setitem(self_check.ROUNDING, half, 1e-6)
+    model = load_model(ModelSettings(model=str(write(tmp_path / "model"))))
+    encoder = Encoder.load(model, "cpu", dtype, torch.get_num_threads())
+    check = run_self_check(model, encoder)
+    assert 1e-6 < check.largest_difference <= check.tolerance
+    make_wrong(encoder, -1.0, monkeypatch)
     assert not run_self_check(model, encoder).passes
 
 
