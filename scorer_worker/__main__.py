@@ -122,7 +122,7 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     endpoint.watch(child.lifeline)
     if hosted is not None:
         endpoint.watch(hosted.descriptor)
-    batcher = Batcher(settings.max_batch_pairs, traits.batch_work, traits.slice_work)
+    batcher = Batcher(settings.max_batch_pairs, traits.batch_work, traits.slice_work, traits.wary_work)
     running = RunningFile(Path(settings.running_path))
     worker = Worker(endpoint, arena, scorer, batcher, running, hosted, settings.keep_entries)
     pulse = Pulse(child, longest_batch)

@@ -3,7 +3,8 @@
 Work-conserving: whenever the device is free, what is there becomes a batch; no timer. There are two lanes, one of small
 jobs and one of the others; clients take turns in each, and within a client its jobs do. A turn is one slice of at most
 `slice_work`. While jobs wait in both lanes, a batch is of one lane and no larger than a slice, and the lanes alternate:
-a small job waits for what is running, and in its own batch for others like it.
+a small job waits for what is running, and in its own batch for others like it. And for some time after a small job was
+there, batches of larger ones are smaller: the next small job will wait for one.
 
     B1  A batch's work stays within `max_batch_work`, its pairs within `max_batch_pairs`, unless it is a single slice.
     B2  Every pair of a job is handed out exactly once.
@@ -11,6 +12,8 @@ a small job waits for what is running, and in its own batch for others like it.
     B4  With k clients waiting in a lane, a client is passed over by at most k - 1 slices, and by one batch of the other
         lane for each of this one.
     B5  A small job that waits with larger ones is in no batch with them.
+    B6  Within WARY_BATCHES batches after a small job, a batch of larger ones stays within `wary_work`, unless it is a
+        single slice.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 from ipc.running import RequestName
 
 SMALL_SHARE = 8  # a job whose work is at most this part of a slice is small
+WARY_BATCHES = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -47,14 +51,16 @@ class PairSlice:
 class Batcher:
     """The jobs whose embeddings are all on the device, and whose turn it is."""
 
-    def __init__(self, max_batch_pairs: int, max_batch_work: int, slice_work: int) -> None:
+    def __init__(self, max_batch_pairs: int, max_batch_work: int, slice_work: int, wary_work: int) -> None:
         self._max_batch_pairs = max_batch_pairs
         self._max_batch_work = max_batch_work
         self._slice_work = slice_work
+        self._wary_work = wary_work
         self._jobs: dict[RequestName, ScoringJob] = {}
         self._small = _Lane()
         self._large = _Lane()
         self._is_small_next = True  # when jobs wait in both
+        self._wary = 0  # batches that B6 is still about
         self._suspects: deque[ScoringJob] = deque()
 
     def __len__(self) -> int:
@@ -84,14 +90,21 @@ class Batcher:
         if self._suspects:
             job = self._suspects[0]
             return [self._cut(job, job.num_pairs)]
+        if self._small:
+            self._wary = WARY_BATCHES
+        elif self._large:
+            self._wary = max(0, self._wary - 1)
         if not (self._small and self._large):
             self._is_small_next = not self._small  # whoever comes while these run
+            if self._large and self._wary:
+                return self._batch_of(self._large, self._wary_work)
             return self._batch_of(self._small or self._large, self._max_batch_work)
         lane = self._small if self._is_small_next else self._large
         self._is_small_next = not self._is_small_next
-        return self._batch_of(lane, self._slice_work)
+        return self._batch_of(lane, self._slice_work if lane is self._small else self._wary_work)
 
     def _batch_of(self, lane: _Lane, work_left: int) -> list[PairSlice]:
+        """Slices of a lane's jobs in turn while there is work left; one at least."""
         slices: dict[RequestName, PairSlice] = {}
         pairs_left = self._max_batch_pairs
         while lane:

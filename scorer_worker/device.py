@@ -20,6 +20,7 @@ class DeviceTraits:
 
     batch_work: int  # multiply-adds in one launch
     slice_work: int  # of one client's turn
+    wary_work: int  # in one launch of larger jobs while small ones keep coming
     read_rows: int  # query rows whose products take as long as it takes to bring a document's row to them
     aligned_pair_work: int  # multiply-adds that take as long as what a pair's alignment costs beside its product
     part_pairs: int  # that one message asks for: reading and answering it costs the control thread some us for each
@@ -33,11 +34,21 @@ TRAITS = {
     # about 3.5 ms of two cores; a call by itself costs 0.1 ms. 1.4 to 1.9 * 10**11 a second (docs/numbers.md), of which
     # gathering and reducing take 40 % beside a query of 32 rows
     "cpu": DeviceTraits(
-        batch_work=5 * 10**8, slice_work=25 * 10**7, read_rows=24, aligned_pair_work=10**6, part_pairs=256
+        batch_work=5 * 10**8,
+        slice_work=25 * 10**7,
+        wary_work=10**8,
+        read_rows=24,
+        aligned_pair_work=10**6,
+        part_pairs=256,
     ),
     # about 2 ms
     "cuda": DeviceTraits(
-        batch_work=4 * 10**11, slice_work=10**11, read_rows=0, aligned_pair_work=10**9, part_pairs=2048
+        batch_work=4 * 10**11,
+        slice_work=10**11,
+        wary_work=10**11,
+        read_rows=0,
+        aligned_pair_work=10**9,
+        part_pairs=2048,
     ),
 }
 

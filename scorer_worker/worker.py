@@ -1,7 +1,7 @@
 """The worker's control thread: from requests to jobs, from jobs to batches, from batches to answers.
 
-One turn: take what came, drop what nobody waits for, score one batch, answer, and take one step for requests that bring
-texts: give finished embeddings to their jobs, start the encoder, read a request, or give it room. It decides nothing by
+One turn: take what came, drop what nobody waits for, score one batch, answer, and take one step for larger requests:
+give finished embeddings to their jobs, start the encoder, read a request, or give it room. It decides nothing by
 itself: the batcher says what is scored next, the directory who gets room, the encode queue what is encoded.
 
     W1  Every request is answered once, or dropped because its client has gone or cancelled it.
@@ -12,9 +12,9 @@ itself: the batcher says what is scored next, the directory who gets room, the e
         request that ends the worker as it is read, or as it gets room, is known to the next one too.
     W5  Pairs are aligned only for a job that wants it, in the batch that scores them, and that counts as this job's
         work: nobody waits longer for it than for scoring.
-    W6  A request that brings texts takes a millisecond or more to read, and again to admit, to encode and to finish.
-        Between two such steps the worker looks for what came and scores a batch: who asks for what the store has waits
-        for one step at most.
+    W6  A request that brings texts, or asks for many, takes a good part of a millisecond to read, and again to admit,
+        to encode and to finish. Between two such steps the worker looks for what came and scores a batch: who asks for
+        a few texts that the store has waits for one step at most.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from scorer_worker.pairs import PLACE_BYTES, AlignedRows, PairGroup, places_of
 from scorer_worker.scorer import Scorer
 from scorer_worker.store import Entry, EntryState, NewEntry, TooLarge
 
+LIGHT_TEXTS = 64  # of a request that is read when it comes
 IDLE_WAIT = 0.25  # seconds: how often an idle worker looks at deadlines and silent clients
 COUNTERS = (
     *("requests", "answered", "cancelled", "expired", "batches", "pairs", "aligned_pairs", "score_seconds"),
@@ -75,7 +76,7 @@ class Worker:
         self._dim = arena.rows.shape[1]
         self._traits = TRAITS[arena.rows.device.type]
         self._jobs: dict[RequestName, Job] = {}
-        self._unread: OrderedDict[RequestName, Request] = OrderedDict()  # those that bring texts (W6)
+        self._unread: OrderedDict[RequestName, Request] = OrderedDict()  # those that are not light (W6)
         self._waiting: OrderedDict[RequestName, Job] = OrderedDict()  # W2
         self._has_taken_step = False
         self._next_expiry = 0.0
@@ -151,7 +152,7 @@ class Worker:
 
     def _handle(self, event: Event) -> None:
         match event:
-            case Request() if isinstance(event.message, Score) and not event.message.supplied:
+            case Request() if _is_light(event):
                 self._read(event)
             case Request():
                 self._unread[event.name] = event
@@ -175,7 +176,7 @@ class Worker:
                     self.counters["cancelled"] += 1
 
     def _read_next(self) -> bool:
-        """Read the first request that brings texts. False: there is none."""
+        """Read the first request that was not light. False: there is none."""
         if not self._unread:
             return False
         _, request = self._unread.popitem(last=False)
@@ -469,6 +470,12 @@ class Worker:
         self.counters["answered"] += 1
         self._end(job)  # before the answer: who has it finds nothing held
         self._endpoint.answer(job.name, message, writer.frames)
+
+
+def _is_light(request: Request) -> bool:
+    """Whether to read it and give it what it needs takes next to no time (W6)."""
+    message = request.message
+    return isinstance(message, Score) and not message.supplied and message.keys.shape[0] <= LIGHT_TEXTS
 
 
 def _in_order_of_keys(job: Job) -> Sequence[Entry]:

@@ -55,7 +55,7 @@ class RunningWorker:
         limits = Limits(arena.directory.max_job_rows, MAX_MESSAGE_BYTES, MAX_TEXTS, ROW_GRAIN)
         description = Description(DIM, b"f" * 16, limits, Credits(2**26, 2**20))
         endpoint = Endpoint(self.address, description, lambda: self.worker.statistics(), time.monotonic)
-        batcher = Batcher(max_batch_pairs=64, max_batch_work=10**6, slice_work=10**5)
+        batcher = Batcher(max_batch_pairs=64, max_batch_work=10**6, slice_work=10**5, wary_work=10**5)
         running = RunningFile(self._running_path)
         with contextlib.ExitStack() as stack:
             hosted = self._host(self._encoder, arena, endpoint, stack) if self._encoder is not None else None

@@ -1,4 +1,4 @@
-"""What goes into the next launch: B1 to B5 of scorer_worker.batcher."""
+"""What goes into the next launch: B1 to B6 of scorer_worker.batcher."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ipc.running import RequestName
-from scorer_worker.batcher import SMALL_SHARE, Batcher, ScoringJob
+from scorer_worker.batcher import SMALL_SHARE, WARY_BATCHES, Batcher, ScoringJob
 
-MAX_PAIRS, MAX_WORK, SLICE_WORK = 50, 1000, 200
+MAX_PAIRS, MAX_WORK, SLICE_WORK, WARY_WORK = 50, 1000, 200, 100
 
 
 def named(number: int) -> RequestName:
@@ -19,7 +19,7 @@ def named(number: int) -> RequestName:
 
 
 def batcher() -> Batcher:
-    return Batcher(MAX_PAIRS, MAX_WORK, SLICE_WORK)
+    return Batcher(MAX_PAIRS, MAX_WORK, SLICE_WORK, WARY_WORK)
 
 
 def is_small(job: ScoringJob) -> bool:
@@ -55,13 +55,18 @@ def test_small_jobs_without_end_leave_a_slice_to_the_large_one() -> None:
     assert shares == [[(1, 1)], [(0, 20)], [(2, 1), (3, 1)], [(0, 20)], [(4, 1), (5, 1)], [(0, 20)]]
 
 
-def test_large_job_alone_has_whole_batches_until_a_small_one_comes() -> None:
+def test_large_job_alone_has_whole_batches_until_a_small_one_comes_and_some_time_after() -> None:
     waiting = batcher()
-    waiting.add(ScoringJob(named(0), b"a", 120, 10))
-    assert [part.stop - part.start for part in waiting.next_batch()] == [40]
+    waiting.add(ScoringJob(named(0), b"a", 40 + 20 * (WARY_BATCHES - 1) + 80, 10))
+    assert sizes(waiting) == [40]
     waiting.add(ScoringJob(named(1), b"b", 1, 10))
     assert [part.job.name[1] for part in waiting.next_batch()] == [1]
-    assert [part.stop - part.start for part in waiting.next_batch()] == [40]
+    assert [sizes(waiting) for _ in range(WARY_BATCHES - 1)] == [[20]] * (WARY_BATCHES - 1)
+    assert [sizes(waiting) for _ in range(2)] == [[40], [40]]
+
+
+def sizes(waiting: Batcher) -> list[int]:
+    return [part.stop - part.start for part in waiting.next_batch()]
 
 
 def test_slices_of_one_job_are_merged() -> None:
@@ -91,7 +96,7 @@ def test_suspect_is_alone() -> None:
 )
 def test_clients_take_turns(jobs: list[tuple[bytes, int]], work: int) -> None:
     """B4: while two clients wait in a lane, neither gets two slices more than the other."""
-    waiting = Batcher(1, MAX_WORK, SLICE_WORK)  # one pair a batch: the order of turns is visible
+    waiting = Batcher(1, MAX_WORK, SLICE_WORK, WARY_WORK)  # one pair a batch: the order of turns is visible
     left: dict[bytes, int] = defaultdict(int)
     for number, (client, pairs) in enumerate(jobs):
         waiting.add(ScoringJob(named(number), client, pairs, work))

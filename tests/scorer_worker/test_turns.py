@@ -69,7 +69,7 @@ def desk() -> Desk:
 @pytest.fixture
 def worker(desk: Desk, tmp_path: Path) -> Worker:
     arena = Arena(STORE_ROWS * DIM * 4, DIM, torch.float32, torch.device("cpu"))
-    batcher = Batcher(max_batch_pairs=64, max_batch_work=10**6, slice_work=10**5)
+    batcher = Batcher(max_batch_pairs=64, max_batch_work=10**6, slice_work=10**5, wary_work=10**5)
     running = RunningFile(tmp_path / "running")
     return Worker(cast(Endpoint, desk), arena, Scorer(arena), batcher, running, None, keep_entries=True)
 
@@ -92,6 +92,17 @@ def test_who_brings_nothing_is_answered_in_the_turn_in_which_it_comes(worker: Wo
     assert desk.answers.keys().isdisjoint(others)
     for name in others:
         until_answered(worker, desk, name)
+
+
+def test_who_asks_for_many_texts_waits_for_a_step(worker: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    until_answered(worker, desk, desk.ask(0, TWO))
+    monkeypatch.setattr("scorer_worker.worker.LIGHT_TEXTS", 2)
+    many = [desk.ask(number) for number in range(1, 4)]
+    assert [until_answered(worker, desk, name) for name in many] == [
+        2,
+        1,
+        1,
+    ]  # each read in one turn, scored in the next
 
 
 def test_what_is_missing_is_told_in_that_turn_too(worker: Worker, desk: Desk) -> None:
