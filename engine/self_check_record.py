@@ -23,7 +23,7 @@ from engine.model_spec import LoadedModel, ModelError
 from engine.self_check import run_self_check
 from ipc.messages import SelfCheck
 
-VERSIONED = ("maxsimd", "torch", "safetensors")
+VERSIONED = ("maxsimd", "torch", "safetensors", "triton")
 
 _log = logging.getLogger("maxsimd.engine")
 

@@ -60,7 +60,8 @@ from ipc.messages import (
 )
 
 PART_BYTES = 4 * 2**20  # of encoded embeddings in one Score: a second or so of a CPU engine's work
-PART_IDS = 16_384  # token ids in one Score, for a worker that encodes: what it encodes at once
+PART_IDS = 16_384  # token ids in one Score, for a worker that encodes: on CUDA, what it encodes at once by default
+ID_BYTES = 512  # that a token id counts in the byte budget: 65,536 of them are on their way from one process
 VALUE_PART_BYTES = 16 * 2**20  # of a client's own embeddings in one Score
 BUDGET_BYTES = 32 * 2**20
 PARTS_IN_FLIGHT = 2  # of one request: one is encoded while another is scored
@@ -668,8 +669,8 @@ class _Ranking:
         value = self._texts[text]
         if isinstance(value, EmbeddingsInput):
             return value.rows * value.dim * ITEM_BYTES[value.dtype]
-        if self._engine is None:  # the worker encodes: only ids travel
-            return self._max_rows(text) * ITEM_BYTES["int32"]
+        if self._engine is None:  # the worker encodes: only ids travel, but it has work with each
+            return self._max_rows(text) * ID_BYTES
         return self._max_rows(text) * (self._reranker.dim or 0) * ITEM_BYTES["float32"]
 
     def _supplied_bytes(self, supply: Iterable[int]) -> int:

@@ -147,12 +147,13 @@ class Endpoint:
 
     def wait(self, timeout: float) -> None:
         """Until a message, a watched descriptor, or `timeout` seconds."""
-        has_answered, self._has_answered = self._has_answered, False
-        if timeout > 0 and has_answered and self._busy_poll.wants_look():
-            has_found = self._look()
-            self._busy_poll.tell(has_found)
-            if has_found:
-                return
+        if timeout > 0:
+            has_answered, self._has_answered = self._has_answered, False
+            if has_answered and self._busy_poll.wants_look():
+                has_found = self._look()
+                self._busy_poll.tell(has_found)
+                if has_found:
+                    return
         self._poller.poll(max(0, math.ceil(timeout * 1000)))
 
     def _look(self) -> bool:

@@ -12,8 +12,8 @@ there, batches of larger ones are smaller: the next small job will wait for one.
     B4  With k clients waiting in a lane, a client is passed over by at most k - 1 slices, and by one batch of the other
         lane for each of this one.
     B5  A small job that waits with larger ones is in no batch with them.
-    B6  Within WARY_BATCHES batches after a small job, a batch of larger ones stays within `wary_work`, unless it is a
-        single slice.
+    B6  Within WARY_BATCHES batches after a small job, slices and batches of larger ones stay within `wary_work`, unless
+        it is a single pair.
 """
 
 from __future__ import annotations
@@ -106,10 +106,11 @@ class Batcher:
     def _batch_of(self, lane: _Lane, work_left: int) -> list[PairSlice]:
         """Slices of a lane's jobs in turn while there is work left; one at least."""
         slices: dict[RequestName, PairSlice] = {}
+        slice_work = min(self._slice_work, work_left)
         pairs_left = self._max_batch_pairs
         while lane:
             job = lane.first()
-            size = min(self._slice_pairs(job), job.num_pairs - job.handed_out)
+            size = min(self._slice_pairs(job, slice_work), job.num_pairs - job.handed_out)
             if slices and (size > pairs_left or size * job.work_per_pair > work_left):
                 break
             pairs_left -= size
@@ -123,8 +124,8 @@ class Batcher:
     def _lane_of(self, job: ScoringJob) -> _Lane:
         return self._small if SMALL_SHARE * job.num_pairs * job.work_per_pair <= self._slice_work else self._large
 
-    def _slice_pairs(self, job: ScoringJob) -> int:
-        return max(1, min(self._max_batch_pairs, self._slice_work // max(1, job.work_per_pair)))
+    def _slice_pairs(self, job: ScoringJob, slice_work: int) -> int:
+        return max(1, min(self._max_batch_pairs, slice_work // max(1, job.work_per_pair)))
 
     def _cut(self, job: ScoringJob, size: int) -> PairSlice:
         start = job.handed_out

@@ -6,7 +6,8 @@ itself: the batcher says what is scored next, the directory who gets room, the e
 
     W1  Every request is answered once, or dropped because its client has gone or cancelled it.
     W2  A waiting job holds nothing; jobs that need room get it in the order in which they came. A job that brings no
-        texts needs none, and does not wait behind them.
+        texts needs none, and does not wait behind them; unless the first of them has waited for STUCK_SECONDS, because
+        what is held may be in its way.
     W3  Entries are unpinned by whoever ends the job, whatever ended it.
     W4  Whatever is done for a request, its name stands in the running file meanwhile, not only while it is scored: a
         request that ends the worker as it is read, or as it gets room, is known to the next one too.
@@ -40,8 +41,12 @@ from scorer_worker.memory_plan import memory_statistics
 from scorer_worker.pairs import PLACE_BYTES, AlignedRows, PairGroup, places_of
 from scorer_worker.scorer import Scorer
 from scorer_worker.store import Entry, EntryState, NewEntry, TooLarge
+from scorer_worker.unread import Unread
 
 LIGHT_TEXTS = 64  # of a request that is read when it comes
+READ_SECONDS = 0.0003  # of one step: more requests are read, if they are small, and scored together
+MOST_STEPS = 16  # until an encoder that waits gets what there is, though more may come to go with it
+STUCK_SECONDS = 1.0
 IDLE_WAIT = 0.25  # seconds: how often an idle worker looks at deadlines and silent clients
 COUNTERS = (
     *("requests", "answered", "cancelled", "expired", "batches", "pairs", "aligned_pairs", "score_seconds"),
@@ -76,9 +81,10 @@ class Worker:
         self._dim = arena.rows.shape[1]
         self._traits = TRAITS[arena.rows.device.type]
         self._jobs: dict[RequestName, Job] = {}
-        self._unread: OrderedDict[RequestName, Request] = OrderedDict()  # those that are not light (W6)
+        self._unread = Unread()  # those that are not light (W6)
         self._waiting: OrderedDict[RequestName, Job] = OrderedDict()  # W2
         self._has_taken_step = False
+        self._steps = 0  # since the encoder had something new
         self._next_expiry = 0.0
         self.counters = dict.fromkeys(COUNTERS, 0.0)
 
@@ -100,7 +106,7 @@ class Worker:
             on_turn()
 
     def turn(self) -> bool:
-        """See the file's docstring. False: there was nothing to do."""
+        """See the file's docstring. False: there was nothing to do, and nobody waits for anything."""
         self._endpoint.wait(0 if len(self._batcher) or self._has_taken_step else IDLE_WAIT)
         has_come = False
         for event in self._endpoint.receive():
@@ -113,20 +119,30 @@ class Worker:
         if batch:
             self._score(batch)
         self._has_taken_step = self._take_step()
-        return has_come or bool(batch) or self._has_taken_step
+        return has_come or self._has_taken_step or self._is_waited_for
+
+    @property
+    def _is_waited_for(self) -> bool:
+        return bool(self._jobs) or (self._encode_requests is not None and len(self._encode_requests) > 0)
 
     def _take_step(self) -> bool:
         """One thing that takes a while, if there is one (W6).
 
-        First what keeps the encoder busy; but it gets less than a full batch only when nothing more is to be read.
+        First what keeps the encoder busy. But it gets less than a full batch only when nothing more is to be read, or
+        after some steps; and to read and to admit take turns, so that neither waits for ever.
         """
-        return (
-            self._take_encoded()
-            or self._launch(only_full=True)
-            or self._read_next()
-            or self._admit_next()
-            or self._launch(only_full=False)
-        )
+        if self._take_encoded() or self._launch(only_full=True):
+            self._steps = 0
+            return True
+        self._steps += 1
+        if self._steps > MOST_STEPS and self._launch(only_full=False):
+            self._steps = 0
+            return True
+        if self._steps % 2:
+            has_moved = self._read_next() or self._admit_next()
+        else:
+            has_moved = self._admit_next() or self._read_next()
+        return has_moved or self._launch(only_full=False)
 
     def statistics(self) -> dict[str, float]:
         """Counters and gauges by name."""
@@ -155,19 +171,19 @@ class Worker:
             case Request() if _is_light(event):
                 self._read(event)
             case Request():
-                self._unread[event.name] = event
+                self._unread.add(event.message.client, event)
             case Cancelled(name):
                 job = self._jobs.get(name)
                 if job is not None:
                     self._end(job)
                     self.counters["cancelled"] += 1
-                elif self._unread.pop(name, None) is not None:
+                elif self._unread.remove(name):
                     self._forgive(name)
                 elif self._encode_requests is not None:
                     self._encode_requests.drop(name)
             case Gone(identity):
-                for name in [name for name in self._unread if name[0] == identity]:
-                    del self._unread[name]
+                for name in self._unread.of_identity(identity):
+                    self._unread.remove(name)
                     self._forgive(name)
                 if self._encode_requests is not None:
                     self._encode_requests.drop_client(identity)
@@ -176,11 +192,18 @@ class Worker:
                     self.counters["cancelled"] += 1
 
     def _read_next(self) -> bool:
-        """Read the first request that was not light. False: there is none."""
-        if not self._unread:
+        """Read requests that were not light, one at least, for a moment. False: there is none."""
+        if not len(self._unread):
             return False
-        _, request = self._unread.popitem(last=False)
-        self._read(request)
+        end = time.monotonic() + READ_SECONDS
+        while len(self._unread):
+            request = self._unread.pop_next()
+            if request.deadline <= time.monotonic():
+                self._expire(request.name)
+            else:
+                self._read(request)
+            if time.monotonic() >= end:
+                break
         return True
 
     def _read(self, request: Request) -> None:
@@ -214,7 +237,7 @@ class Worker:
             return
         self._jobs[job.name] = job
         self.counters["requests"] += 1
-        if job.supplied:
+        if job.supplied or self._is_first_stuck:
             self._waiting[job.name] = job
         else:
             is_admitted = self._admit(job)
@@ -255,9 +278,13 @@ class Worker:
             return
         self._next_expiry = now + IDLE_WAIT / 5
         for job in [job for job in self._jobs.values() if job.request.deadline <= now]:
-            self._endpoint.fail(job.name, ErrorCode.DEADLINE_EXCEEDED, "not scored within the request's time", 1000)
+            self._expire(job.name)
             self._end(job)
-            self.counters["expired"] += 1
+
+    def _expire(self, name: RequestName) -> None:
+        self._endpoint.fail(name, ErrorCode.DEADLINE_EXCEEDED, "not scored within the request's time", 1000)
+        self._forgive(name)
+        self.counters["expired"] += 1
 
     def _end(self, job: Job) -> None:
         """The job leaves, in whatever state it is (W3)."""
@@ -271,6 +298,11 @@ class Worker:
         self._directory.unpin(pinned)
 
     # --- room -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_first_stuck(self) -> bool:
+        """Whether a job has waited for room so long that nobody may take hold of anything before it (W2)."""
+        return bool(self._waiting) and next(iter(self._waiting.values())).arrived + STUCK_SECONDS < time.monotonic()
 
     def _admit_next(self) -> bool:
         """Give room to the job that has waited longest. False: there is none, or it does not fit."""

@@ -33,6 +33,7 @@ from engine.linear_triton import GeluLinear, RotaryLinear, in_pairs
 from engine.packing import DeviceLengths, PackedBatch
 from engine.rotary import RotaryTable, Rotation
 from engine.row_steps import Angles, add_and_norm, gelu_in_place, rotate_in_place
+from engine.self_check import MANY_ROWS
 from tests.engine.random_bert import random_weights
 
 # What the interpreter, in numpy, says of numbers that are not finite.
@@ -216,6 +217,10 @@ def test_gelu_is_the_exact_one(width: int) -> None:
     off = (gelu_in_place(values.clone()).double() - expected).abs()
     assert off.max() < 1e-6
     assert (off / expected.abs())[values > -5].max() < 2e-3  # bfloat16's own rounding is larger
+
+
+def test_the_self_checks_large_batch_takes_every_own_product() -> None:
+    assert max(linear_triton.rows_of_each_way()) <= MANY_ROWS
 
 
 @pytest.mark.parametrize("is_fused", [False, True], ids=["cublas-and-a-pass", "own-products"])

@@ -50,6 +50,29 @@ def test_a_halfs_own_rounding_is_allowed_and_no_more(
     assert not run_self_check(model, encoder).passes
 
 
+def test_texts_among_many_are_the_last_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, encoder = load(tmp_path)
+    sizes = []
+    encode = encoder.encode
+
+    def encode_and_count(texts: PackedTexts) -> EncodedTexts:
+        sizes.append((len(texts.token_ids), len(texts.lengths)))
+        return encode(texts)
+
+    monkeypatch.setattr(encoder, "encode", encode_and_count)
+    texts = [self_check._Text("document", [5, 6, 7], 0), self_check._Text("document", [8], 0)]
+    alone, among = self_check._encode_packed(encoder, texts), self_check._encode_among_many(encoder, texts)
+    assert sizes == [(4, 2), (self_check.MANY_ROWS, self_check.MANY_ROWS // 2)]
+    for one, other in zip(alone, among, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_rounding_has_a_limit() -> None:
+    """However far the plain path in halves is from itself in float32."""
+    own = [self_check._Difference(0, 10, 5.0, 0.1)]
+    assert self_check._with_own_rounding(self_check._Difference(0, 10, 0.3, 0.1), own).allowed == 0.5
+
+
 def make_wrong(encoder: Encoder, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row of each batch is `value` times what it should be."""
     encode = encoder.encode

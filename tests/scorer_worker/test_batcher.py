@@ -52,17 +52,25 @@ def test_small_jobs_without_end_leave_a_slice_to_the_large_one() -> None:
     for number in range(1, 7):
         waiting.add(ScoringJob(named(number), b"b", 1, 10))
         shares.append([(part.job.name[1], part.stop - part.start) for part in waiting.next_batch()])
-    assert shares == [[(1, 1)], [(0, 20)], [(2, 1), (3, 1)], [(0, 20)], [(4, 1), (5, 1)], [(0, 20)]]
+    assert shares == [[(1, 1)], [(0, 10)], [(2, 1), (3, 1)], [(0, 10)], [(4, 1), (5, 1)], [(0, 10)]]
 
 
 def test_large_job_alone_has_whole_batches_until_a_small_one_comes_and_some_time_after() -> None:
     waiting = batcher()
-    waiting.add(ScoringJob(named(0), b"a", 40 + 20 * (WARY_BATCHES - 1) + 80, 10))
+    waiting.add(ScoringJob(named(0), b"a", 40 + 10 * (WARY_BATCHES - 1) + 80, 10))
     assert sizes(waiting) == [40]
     waiting.add(ScoringJob(named(1), b"b", 1, 10))
     assert [part.job.name[1] for part in waiting.next_batch()] == [1]
-    assert [sizes(waiting) for _ in range(WARY_BATCHES - 1)] == [[20]] * (WARY_BATCHES - 1)
+    assert [sizes(waiting) for _ in range(WARY_BATCHES - 1)] == [[10]] * (WARY_BATCHES - 1)
     assert [sizes(waiting) for _ in range(2)] == [[40], [40]]
+
+
+def test_larger_jobs_do_not_share_a_batch_while_small_ones_keep_coming() -> None:
+    waiting = batcher()
+    waiting.add(ScoringJob(named(0), b"a", 1, 10))
+    waiting.add(ScoringJob(named(1), b"b", 6, 10))
+    waiting.add(ScoringJob(named(2), b"c", 6, 10))
+    assert [sizes(waiting) for _ in range(3)] == [[1], [6], [6]]
 
 
 def sizes(waiting: Batcher) -> list[int]:

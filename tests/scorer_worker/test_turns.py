@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 import torch
 
 from ipc.arrays import Buffer
 from ipc.codec import decode_to_service, encode
-from ipc.messages import Credits, Message, Missing, Scores
+from ipc.messages import Credits, ErrorCode, Failed, Message, Missing, Scores
 from ipc.running import RequestName, RunningFile
 from ipc.service import Cancelled, Endpoint, Event, Gone, Request
 from scorer_worker.arena import Arena
 from scorer_worker.batcher import Batcher
 from scorer_worker.scorer import Scorer
-from scorer_worker.store import NewEntry
+from scorer_worker.store import ROW_GRAIN, NewEntry
 from scorer_worker.worker import Worker
 from tests.scorer_worker.running_worker import CLIENT, DIM
 from tests.scorer_worker.test_worker import TWO, Rows, score_message, unit
@@ -34,6 +35,7 @@ class Desk:
 
     events: list[Event] = field(default_factory=list)
     answers: dict[RequestName, Message] = field(default_factory=dict)
+    failures: dict[RequestName, ErrorCode] = field(default_factory=dict)
     waits: list[float] = field(default_factory=list)
     malformed_messages = dropped_clients = 0
 
@@ -51,13 +53,25 @@ class Desk:
         assert name not in self.answers, "answered twice"
         self.answers[name] = message
 
-    def ask(self, number: int, supplied: dict[int, Rows] | None = None, client: bytes = CLIENT) -> RequestName:
-        """A Score of KEYS comes."""
-        message, writer = score_message(KEYS, 1, supplied)
+    def fail(self, name: RequestName, code: ErrorCode, message: str, retry_after_ms: int = 0) -> None:
+        self.answer(name, Failed(name[1], code, message, retry_after_ms))
+        self.failures[name] = code
+
+    def ask(
+        self,
+        number: int,
+        supplied: dict[int, Rows] | None = None,
+        client: bytes = CLIENT,
+        seconds: float = 60.0,
+        query: bytes = KEYS[0],
+    ) -> RequestName:
+        """A Score of KEYS comes, over a connection of its own client."""
+        message, writer = score_message([query, *KEYS[1:]], 1, supplied)
+        message = msgspec.structs.replace(message, client=client)
         parts = [memoryview(bytearray(part)) for part in encode(message, writer.frames)]
         read, frames = decode_to_service(parts)
         name = (client, number)
-        self.events.append(Request(name, read, frames, time.monotonic() + 60))  # type: ignore[arg-type]
+        self.events.append(Request(name, read, frames, time.monotonic() + seconds))  # type: ignore[arg-type]
         return name
 
 
@@ -67,7 +81,9 @@ def desk() -> Desk:
 
 
 @pytest.fixture
-def worker(desk: Desk, tmp_path: Path) -> Worker:
+def worker(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """It reads one request at a time, however fast the machine is."""
+    monkeypatch.setattr("scorer_worker.worker.READ_SECONDS", 0.0)
     arena = Arena(STORE_ROWS * DIM * 4, DIM, torch.float32, torch.device("cpu"))
     batcher = Batcher(max_batch_pairs=64, max_batch_work=10**6, slice_work=10**5, wary_work=10**5)
     running = RunningFile(tmp_path / "running")
@@ -85,7 +101,7 @@ def until_answered(worker: Worker, desk: Desk, name: RequestName) -> int:
 
 def test_who_brings_nothing_is_answered_in_the_turn_in_which_it_comes(worker: Worker, desk: Desk) -> None:
     until_answered(worker, desk, desk.ask(0, TWO))
-    others = [desk.ask(number, {0: [unit(number % DIM)], 1: TWO[1], 2: TWO[2]}) for number in range(1, 20)]
+    others = [desk.ask(number, {0: [unit(3)], 1: TWO[1], 2: TWO[2]}, query=b"%d" % number) for number in range(1, 20)]
     cached = desk.ask(99)
     assert until_answered(worker, desk, cached) == 1
     assert isinstance(desk.answers[cached], Scores)
@@ -105,6 +121,36 @@ def test_who_asks_for_many_texts_waits_for_a_step(worker: Worker, desk: Desk, mo
     ]  # each read in one turn, scored in the next
 
 
+def test_who_asks_for_many_texts_without_end_keeps_nobody_from_being_admitted(
+    worker: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until_answered(worker, desk, desk.ask(0, TWO))
+    monkeypatch.setattr("scorer_worker.worker.LIGHT_TEXTS", 2)
+    brings = desk.ask(1, {0: [unit(3)], 1: TWO[1], 2: TWO[2]}, client=b"another!", query=b"new")
+    for number in range(2, 12):
+        desk.ask(number)
+        worker.turn()
+    assert brings in desk.answers
+
+
+def test_clients_take_turns_in_being_read(worker: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    until_answered(worker, desk, desk.ask(0, TWO))
+    monkeypatch.setattr("scorer_worker.worker.LIGHT_TEXTS", 2)
+    for number in range(1, 40):
+        desk.ask(number)
+    worker.turn()
+    name = desk.ask(1, client=b"another!")
+    assert until_answered(worker, desk, name) <= 4
+
+
+def test_what_is_read_too_late_is_not_scored(worker: Worker, desk: Desk) -> None:
+    name = desk.ask(0, TWO, seconds=-1.0)
+    assert until_answered(worker, desk, name) == 1
+    answer = desk.failures[name]
+    assert answer is ErrorCode.DEADLINE_EXCEEDED
+    assert worker.statistics()["expired"] == 1 and worker.statistics()["requests"] == 0
+
+
 def test_what_is_missing_is_told_in_that_turn_too(worker: Worker, desk: Desk) -> None:
     others = [desk.ask(number, TWO) for number in range(5)]
     name = desk.ask(99)
@@ -120,8 +166,8 @@ def test_a_turn_takes_one_step_and_does_not_wait_before_the_next(worker: Worker,
     for _ in range(6):
         worker.turn()
         seen.append((worker.statistics()["requests"], worker.statistics()["store_insertions"]))
-    # read, read, admit, admit: the second finds what the first has brought
-    assert seen == [(1, 0), (2, 0), (2, 3), (2, 3), (2, 3), (2, 3)]
+    # read, admit, read, admit: the second finds what the first has brought
+    assert seen == [(1, 0), (1, 3), (2, 3), (2, 3), (2, 3), (2, 3)]
     assert [wait == 0 for wait in desk.waits] == [False, True, True, True, True, False]
     assert len(desk.answers) == 2
 
@@ -139,21 +185,30 @@ def test_a_request_that_was_not_read_yet_is_dropped(worker: Worker, desk: Desk, 
     assert name not in desk.answers
 
 
-def test_who_needs_no_room_does_not_wait_behind_who_does(worker: Worker, desk: Desk) -> None:
+def test_who_needs_no_room_does_not_wait_behind_who_does_but_if_that_one_is_stuck(
+    worker: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     until_answered(worker, desk, desk.ask(0, TWO))
     directory = worker._directory
     full = [
         directory.admit([], [NewEntry(bytes([number]) * 16, directory.max_job_rows, 0)]) for number in range(3)
     ]  # with what is in the store already there is no slab left
     assert all(full)
-    large = desk.ask(1, {0: [unit(0)] * directory.max_job_rows, 1: TWO[1], 2: TWO[2]})
-    worker.turn()
-    worker.turn()
+    rows = directory.max_job_rows - 2 * ROW_GRAIN
+    large = desk.ask(1, {0: [unit(0)] * rows, 1: TWO[1], 2: TWO[2]}, query=b"long")
+    for _ in range(5):
+        worker.turn()
     assert large not in desk.answers
     cached = desk.ask(2)
     assert until_answered(worker, desk, cached) == 1
+    monkeypatch.setattr("scorer_worker.worker.STUCK_SECONDS", 0.0)
+    later = desk.ask(3)
+    for _ in range(5):
+        worker.turn()
+    assert later not in desk.answers, "what it would hold could be in the way of who has waited so long"
     for entries in full:
         assert entries is not None
         directory.unpin(entries)
     until_answered(worker, desk, large)
+    until_answered(worker, desk, later)
     directory.check_integrity()
