@@ -252,8 +252,8 @@ def _not_reached(scoring: dict[str, Any], mixed: dict[str, Any]) -> str:
         "the host's memory and writes its scores there; copying the table first costs the host 20 us. W3, W4 and "
         "W6a run at the rate of a copy. W7: 2.1 TB/s, why is not known; chunks of 256, 512 and 2,048 rows and more "
         "stages made no difference beyond the spread. W6b, and W9 with such queries beside short ones: two thirds "
-        "of a large product's rate. 15 other shapes of tiles with 4 or 8 warps, and every tile's maximum over its "
-        "rows at once, were not faster, but for blocks of 256 rows (254 us for W6b), which are half empty for "
+        "of a large product's rate. By hand: 15 other shapes of tiles with 4 or 8 warps, and every tile's maximum "
+        "over its rows at once, were not faster, but for blocks of 256 rows (254 us for W6b), which are half empty for "
         "queries of 128; for W9 a launch of their own for pairs of long texts was slower (230 us).",
         f"A cached Score's p99 beside saturated encoding: {wait:.1f} ms, 2 wanted. By timers in the worker, set by "
         "hand in another run, whose p99 was 2.8 ms: reading, scoring and answering such a Score take 0.35 ms, one "

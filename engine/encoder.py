@@ -7,6 +7,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,9 +78,6 @@ class Encoder:
             for projection in model.projections
         ]
         self._is_skipped = {role: self._skip_table(spec.skip_token_ids) for role, spec in self._specs.items()}
-        self._skip_tables = {
-            role: table.numpy() if table is not None else None for role, table in self._is_skipped.items()
-        }
 
     @classmethod
     def load(cls, model: LoadedModel, device: str, dtype: str, threads: int, is_deterministic: bool = False) -> Encoder:
@@ -147,7 +145,7 @@ class Encoder:
         Args:
             token_ids: int32, as `check` lets them pass.
         """
-        table = self._skip_tables[role]
+        table = self._is_skipped[role]
         if table is None:
             return len(token_ids)
         return len(token_ids) - int(np.count_nonzero(table.take(np.frombuffer(token_ids, np.int32))))
@@ -230,11 +228,11 @@ class Encoder:
         has_room = lengths.min() >= 1 and lengths.max() <= self._max_positions
         return bool(is_known and has_room and expansion.min() >= 0 and (expansion < lengths).all())
 
-    def _skip_table(self, token_ids: Sequence[int]) -> torch.Tensor | None:
+    def _skip_table(self, token_ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
         """[vocab_size] bool, or None where nothing is skipped: a look-up costs a hundredth of a search."""
         if not token_ids:
             return None
-        table = torch.zeros(self._vocab_size, dtype=torch.bool)
+        table = np.zeros(self._vocab_size, np.bool_)
         table[list(token_ids)] = True
         return table
 
@@ -248,7 +246,7 @@ class Encoder:
         for role, table in self._is_skipped.items():
             if table is not None:
                 has_role = torch.tensor([each == role for each in texts.roles]).repeat_interleave(lengths)
-                is_kept &= ~(table[token_ids] & has_role)
+                is_kept &= ~(torch.from_numpy(table)[token_ids] & has_role)
         kept = is_kept.nonzero()[:, 0]
         owners = torch.repeat_interleave(lengths)[kept]
         rows: list[int] = torch.bincount(owners, minlength=len(lengths)).tolist()

@@ -106,7 +106,7 @@ class FusedBert:
         return add_and_norm(words, places, self._norm)
 
     def _compile(self) -> None:
-        """Compile and load every kernel, by running one row."""
+        """Compile and load every kernel, by running a row as often as each way of `linear_triton` wants."""
         row = self._words[:1].clone()
         add_and_norm(row, row, self._norm)
         layer = self._layers[0]

@@ -1,4 +1,4 @@
-"""How many bytes of embeddings may be in an API server's memory at once."""
+"""How many bytes of what requests supply may be on their way from an API server at once."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ class Worker:
         while len(self._unread):
             request = self._unread.pop_next()
             if request.deadline <= time.monotonic():
-                self._expire(request.name)
+                self._expire(request.name, "not read within the request's time")
             else:
                 self._read(request)
             if time.monotonic() >= end:
@@ -278,11 +278,11 @@ class Worker:
             return
         self._next_expiry = now + IDLE_WAIT / 5
         for job in [job for job in self._jobs.values() if job.request.deadline <= now]:
-            self._expire(job.name)
+            self._expire(job.name, "not scored within the request's time")
             self._end(job)
 
-    def _expire(self, name: RequestName) -> None:
-        self._endpoint.fail(name, ErrorCode.DEADLINE_EXCEEDED, "not scored within the request's time", 1000)
+    def _expire(self, name: RequestName, why: str) -> None:
+        self._endpoint.fail(name, ErrorCode.DEADLINE_EXCEEDED, why, 1000)
         self._forgive(name)
         self.counters["expired"] += 1
 

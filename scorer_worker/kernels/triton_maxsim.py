@@ -19,9 +19,10 @@ a prefetch of the first tiles before the query is read (0.3 us of 8 for few pair
 tiles of 128, blocks of 64 or 256, the query in registers, and the maximum one tile behind the product.
 
 On an H100: a single row with a single row takes 5.3 us, which is what any call takes; few pairs take this and the time
-of their bytes. Tried there: for long queries every tile's maximum over its rows at once, in place of elementwise (no
-faster but for blocks of 256 rows, which are half empty for queries of 128); for a few pairs of long texts beside many
-others a launch of their own (slower); documents in the order of their addresses (a fiftieth, which sorting would eat).
+of their bytes. Tried there, by hand: for long queries every tile's maximum over its rows at once, in place of
+elementwise (no faster but for blocks of 256 rows, which are half empty for queries of 128); for a few pairs of long
+texts beside many others a launch of their own (slower); documents in the order of their addresses (a fiftieth, which
+sorting would eat).
 """
 
 from __future__ import annotations

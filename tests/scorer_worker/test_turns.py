@@ -14,7 +14,7 @@ import torch
 
 from ipc.arrays import Buffer
 from ipc.codec import decode_to_service, encode
-from ipc.messages import Credits, ErrorCode, Failed, Message, Missing, Scores
+from ipc.messages import Credits, ErrorCode, Failed, Message, Missing, Score, Scores
 from ipc.running import RequestName, RunningFile
 from ipc.service import Cancelled, Endpoint, Event, Gone, Request
 from scorer_worker.arena import Arena
@@ -71,7 +71,8 @@ class Desk:
         parts = [memoryview(bytearray(part)) for part in encode(message, writer.frames)]
         read, frames = decode_to_service(parts)
         name = (client, number)
-        self.events.append(Request(name, read, frames, time.monotonic() + seconds))  # type: ignore[arg-type]
+        assert isinstance(read, Score)
+        self.events.append(Request(name, read, frames, time.monotonic() + seconds))
         return name
 
 
