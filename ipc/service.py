@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import zmq
 
-from ipc.arrays import Buffer, FrameWriter
+from ipc.arrays import MAX_INT32, Buffer, FrameWriter
 from ipc.busy_poll import BusyPoll
 from ipc.codec import decode_to_service, encode
 from ipc.errors import MalformedMessage
@@ -199,10 +199,12 @@ class Endpoint:
         self._capacity = Credits(self._capacity.bytes, tokens)
 
     def credits(self) -> Credits:
-        """What each client may have outstanding: an equal share."""
+        """What each client may have outstanding: an equal share, of what a message can say (a device that encodes
+        millions of tokens a second has room for more within some minutes).
+        """
         clients = max(1, len(self._peers))
-        capacity = self._capacity
-        return Credits(bytes=capacity.bytes // clients, tokens=capacity.tokens // clients)
+        shares = self._capacity.bytes // clients, self._capacity.tokens // clients
+        return Credits(*[min(share, MAX_INT32) for share in shares])
 
     def close(self) -> None:
         self._socket.close(0)

@@ -279,6 +279,19 @@ def test_credits_bound_what_is_outstanding(address: str) -> None:
     service.stop()
 
 
+def test_capacity_beyond_what_a_message_can_say_is_granted_as_far_as_it_can(address: str) -> None:
+    """A device that encodes five million tokens a second, requests that may take ten minutes, and one API server."""
+    service = RunningService(address, answer_with_key_sum, describe(Credits(bytes=2**40, tokens=2**40)))
+
+    async def main() -> None:
+        async with client_of(address) as client:
+            assert await scores_of(client, [b"d" * KEY_BYTES]) == [1600.0]
+
+    asyncio.run(main())
+    assert service.endpoint.credits() == Credits(2**31 - 1, 2**31 - 1)
+    service.stop()
+
+
 def test_request_above_all_credits_goes_alone(address: str) -> None:
     service = RunningService(address, answer_with_key_sum, describe(Credits(bytes=1, tokens=1)))
 
