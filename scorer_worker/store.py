@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from scorer_worker.recency import Recency
 
 ROW_GRAIN = 16  # extents are multiples of this: kernels reduce dense blocks of 16 rows
 SLAB_BYTES = 2 * 2**20
@@ -40,6 +42,9 @@ class EntryState(enum.Enum):
     GONE = "gone"
 
 
+_FILLED, _GONE = EntryState.FILLED, EntryState.GONE  # by their own names, for loops over thousands
+
+
 @dataclass(slots=True, eq=False)
 class Entry:
     """One text's embeddings: rows `start` to `start + rows` of the arena."""
@@ -51,9 +56,9 @@ class Entry:
     prompt_tokens: int
     keep: bool  # False: leaves the store with its last pin
     slab: int
+    slot: int  # in the store's `Recency`
     state: EntryState = EntryState.RESERVED
     pins: int = 1
-    last_used: int = 0
     # [2] int32, number of the first grain and rows: a batch's table of pairs is these joined, at 17 ns a pair
     place: bytes = field(init=False)
 
@@ -113,14 +118,15 @@ class StoreDirectory:
         self._extents = _size_classes(slab_rows)
         self._class_of = _class_table(self._extents)
         self._entries: dict[bytes, Entry] = {}
-        self._idle: OrderedDict[bytes, Entry] = OrderedDict()  # filled and unpinned, the longest unused first
-        self._idle_by_extent: dict[int, OrderedDict[bytes, Entry]] = {extent: OrderedDict() for extent in self._extents}
+        self._recency = Recency()  # idle: filled and unpinned
+        self._by_slot: dict[int, Entry] = {}
         self._open_slabs: dict[int, dict[int, None]] = {extent: {} for extent in self._extents}  # with a free extent
         self._free_slabs: dict[int, None] = dict.fromkeys(range(len(self._slabs)))
         self._retired: deque[tuple[int, Entry]] = deque()
         self._launched = 0
         self._completed = 0
-        self._tick = 0
+        self._used_rows = 0
+        self._reserved_rows = 0
         self._evictions = 0
         self._insertions = 0
 
@@ -152,11 +158,12 @@ class StoreDirectory:
             raise TooLarge(
                 f"{wanted} rows in one request, each text in whole {ROW_GRAIN}, the store takes {self.max_job_rows}"
             )
-        for entry in resident:  # a thousand at a time: a call for each would be a third of it
-            assert entry.state is not EntryState.GONE
-            if not entry.pins:
-                self._leave_idle(entry)
+        idle = [entry.slot for entry in resident if not entry.pins]
+        for entry in resident:  # a thousand at a time: a call for each would cost more than all the rest
+            assert entry.state is not _GONE
             entry.pins += 1
+        if idle:
+            self._recency.hold(idle)
         by_size = sorted(range(len(new)), key=lambda index: -new[index].rows)  # runs of slabs first
         reserved: dict[int, Entry] = {}
         for index in by_size:
@@ -183,19 +190,25 @@ class StoreDirectory:
 
     def unpin(self, entries: Iterable[Entry]) -> None:
         """A job that held these entries has ended. An entry that was never filled leaves with its last pin."""
+        idle: list[int] = []
         for entry in entries:
             entry.pins -= 1
             if not entry.pins:
-                self._let_go(entry)
+                if entry.keep and entry.state is _FILLED:
+                    idle.append(entry.slot)
+                else:
+                    self._retire(entry)
+        if idle:
+            self._recency.let_go(idle)
 
     @property
     def is_unheld(self) -> bool:
         """Whether nobody holds anything, and the device has ended all it was told."""
-        return len(self._idle) == len(self._entries) and not self._retired
+        return self._recency.num_idle == len(self._entries) and not self._retired
 
     def clear(self) -> None:
         """Evict everything that nobody holds."""
-        for entry in list(self._idle.values()):
+        for entry in [entry for entry in self._entries.values() if not entry.pins]:
             self._evict(entry)
 
     # --- the device's time ----------------------------------------------------------------------------------------
@@ -222,9 +235,9 @@ class StoreDirectory:
     def statistics(self) -> StoreStatistics:
         return StoreStatistics(
             entries=len(self._entries),
-            held_entries=len(self._entries) - len(self._idle),
-            used_rows=sum(entry.rows for entry in self._entries.values()),
-            reserved_rows=sum(entry.extent for entry in self._entries.values()),
+            held_entries=len(self._entries) - self._recency.num_idle,
+            used_rows=self._used_rows,
+            reserved_rows=self._reserved_rows,
             retired_rows=sum(entry.extent for _, entry in self._retired),
             capacity_rows=self.capacity_rows,
             evictions=self._evictions,
@@ -255,33 +268,15 @@ class StoreDirectory:
         for slab in self._slabs:
             for start in slab.free:
                 claim(start, slab.extent, "a free extent")
-        for key, entry in self._idle.items():
-            assert not entry.pins and entry.state is EntryState.FILLED and self._entries.get(key) is entry, "S2"
-        idle = sum(1 for entry in self._entries.values() if not entry.pins)
-        assert (
-            idle
-            == len(self._idle)
-            == sum(map(len, self._idle_by_extent.values()))
-            + sum(entry.extent > self.slab_rows for entry in self._idle.values())
-        ), "S2: an entry nobody holds is not among the idle ones"
-
-    # --- pins -----------------------------------------------------------------------------------------------------
-
-    def _let_go(self, entry: Entry) -> None:
-        """Its last pin has gone."""
-        if entry.keep and entry.state is EntryState.FILLED:
-            self._tick += 1
-            entry.last_used = self._tick
-            self._idle[entry.key] = entry
-            if entry.extent <= self.slab_rows:
-                self._idle_by_extent[entry.extent][entry.key] = entry
-        else:
-            self._retire(entry)
-
-    def _leave_idle(self, entry: Entry) -> None:
-        del self._idle[entry.key]
-        if entry.extent <= self.slab_rows:
-            del self._idle_by_extent[entry.extent][entry.key]
+        for entry in self._entries.values():
+            is_idle = self._recency.is_idle(entry.slot)
+            assert is_idle == (not entry.pins), "S2: an entry nobody holds is idle, and no other"
+            assert not is_idle or (entry.state is EntryState.FILLED and entry.keep), "S2"
+        by_age = [self._by_slot[slot] for slot in self._recency.oldest()]
+        assert set(by_age) == {entry for entry in self._entries.values() if not entry.pins}, "S2: who may be evicted"
+        assert len(by_age) == self._recency.num_idle and len(self._by_slot) == len(self._entries)
+        assert self._used_rows == sum(entry.rows for entry in self._entries.values())
+        assert self._reserved_rows == sum(entry.extent for entry in self._entries.values())
 
     # --- room -----------------------------------------------------------------------------------------------------
 
@@ -297,9 +292,12 @@ class StoreDirectory:
         if place is None:
             return None
         slab, start = place
-        entry = Entry(new.key, start, new.rows, extent, new.prompt_tokens, new.keep, slab)
+        slot = self._recency.add(extent)
+        entry = Entry(new.key, start, new.rows, extent, new.prompt_tokens, new.keep, slab, slot)
         self._slabs[slab].entries[start] = entry
-        self._entries[new.key] = entry
+        self._entries[new.key] = self._by_slot[slot] = entry
+        self._used_rows += new.rows
+        self._reserved_rows += extent
         return entry
 
     def _find_extent(self, extent: int) -> tuple[int, int] | None:
@@ -331,13 +329,15 @@ class StoreDirectory:
         """
         if self._retired:
             return False  # room is on its way: evicting more would only empty the store
-        for victim in self._idle.values():
+        for slot in self._recency.oldest():
+            victim = self._by_slot[slot]
             if victim.extent == extent:
                 self._evict(victim)
             elif not self._evict_slab_of(victim):
-                if not self._idle_by_extent[extent]:
+                own = self._recency.oldest_of(extent)
+                if own is None:
                     continue
-                self._evict(next(iter(self._idle_by_extent[extent].values())))
+                self._evict(self._by_slot[own])
             return bool(self._open_slabs[extent] or self._free_slabs)
         return False
 
@@ -382,13 +382,12 @@ class StoreDirectory:
             for entry in slab.entries.values():
                 if entry.pins:
                     return None
-                newest = max(newest, entry.last_used)
+                newest = max(newest, self._recency.became_idle(entry.slot))
             number += span
         return newest
 
     def _evict(self, entry: Entry) -> None:
         assert not entry.pins, "S2"
-        self._leave_idle(entry)
         self._evictions += 1
         self._retire(entry)
 
@@ -398,6 +397,10 @@ class StoreDirectory:
         entry.pins = 0
         del self._entries[entry.key]
         del self._slabs[entry.slab].entries[entry.start]
+        del self._by_slot[entry.slot]
+        self._recency.remove(entry.slot)
+        self._used_rows -= entry.rows
+        self._reserved_rows -= entry.extent
 
     def _retire(self, entry: Entry) -> None:
         """The entry leaves; its room is free at once if no operation can touch it any more (S3)."""

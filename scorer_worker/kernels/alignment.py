@@ -42,7 +42,7 @@ class Aligner:
         if arena.device.type == "cuda":
             for query_rows in (1, QUERY_BLOCK):
                 rows = self._products.most_grains * ROW_GRAIN
-                grains = _Grains.of([Entry(b"", 0, rows, 0, 0, False, 0)], arena.device)
+                grains = _Grains.of([Entry(b"", 0, rows, 0, 0, False, 0, 0)], arena.device)
                 self._align_block(0, query_rows, grains)
             torch.cuda.current_stream().synchronize()
 

@@ -35,7 +35,7 @@ def place(arena: torch.Tensor, start: int, rows: int) -> Entry:
     """An entry at this row, its last grain filled up as `Arena.write` does it."""
     end = start + rows
     arena[end : end + -rows % 16] = arena[end - 1].clone() if rows else float("nan")
-    return Entry(start.to_bytes(16, "little"), start, rows, -(-rows // 16) * 16, rows, True, 0)
+    return Entry(start.to_bytes(16, "little"), start, rows, -(-rows // 16) * 16, rows, True, 0, 0)
 
 
 def scattered(arena: torch.Tensor, lengths: list[int], choose: random.Random) -> list[Entry]:
