@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -53,7 +53,7 @@ class RankingTask:
     # told how many more bytes of its texts must be encoded, before they are tokenised; may refuse them (ServiceFailed)
     on_missing: Callable[[int], None] = lambda num_bytes: None
     # asked, once the scores are known, which pairs to align; may refuse (RequestFailed)
-    choose_aligned: Callable[[RankingResult], Sequence[int]] | None = None
+    choose_aligned: Callable[[RankingResult], Awaitable[Sequence[int]]] | None = None
 
     def texts_of(self, pair: int) -> tuple[int, int]:
         """The places of a pair's texts among the queries and the documents."""

@@ -232,7 +232,7 @@ class _Ranking:
         self._deadline = self._loop.time() + task.deadline - time.monotonic()
         self._texts = [*task.queries, *task.documents]
         self._num_queries = len(task.queries)
-        self._keys = _name_texts(self._texts)
+        self._keys: list[bytes] = []  # of each text
         self._scores = array("f", bytes(4 * self._num_pairs))
         self._rows = [0] * len(self._texts)
         self._prompt_tokens = [0] * len(self._texts)
@@ -248,7 +248,7 @@ class _Ranking:
 
     async def run(self) -> RankingResult:
         service = await self._wait_worker()
-        by_value = {i for i, text in enumerate(self._texts) if isinstance(text, EmbeddingsInput)}
+        by_value = await self._name_texts()
         self._check(service, by_value)
         await end_turn(len(self._texts))
         new = self._new_texts(service)
@@ -271,10 +271,27 @@ class _Ranking:
         )
         if self._task.choose_aligned is None:
             return result
-        chosen = self._task.choose_aligned(result)
+        chosen = await self._task.choose_aligned(result)
         await self._align(chosen, by_value)
         alignments = {position: self._alignments[position] for position in chosen}
         return replace(result, encoded_tokens=self._encoded_tokens, alignments=alignments)
+
+    async def _name_texts(self) -> set[int]:
+        """Note the key of each text; embeddings by value get a name nobody else has.
+
+        Returns:
+            The texts that are embeddings by value.
+        """
+        prefix = secrets.token_bytes(KEY_BYTES - 4)
+        by_value: set[int] = set()
+        async for some in in_turns(self._texts):
+            for text in some:
+                if isinstance(text, TextInput):
+                    self._keys.append(text.key)
+                else:
+                    by_value.add(len(self._keys))
+                    self._keys.append(prefix + len(self._keys).to_bytes(4, "little"))
+        return by_value
 
     async def _align(self, pairs: Sequence[int], by_value: set[int]) -> None:
         """Have the worker align pairs whose scores are known."""
@@ -691,12 +708,3 @@ def _lengths(spec: ModelSpec | None) -> dict[Role, tuple[int, int]]:
 def _whole_grains(rows: int, grain: int) -> int:
     """The room of a text of so many rows: the store gives it in whole grains, and at least one."""
     return max(grain, -(-rows // grain) * grain)
-
-
-def _name_texts(texts: Sequence[TextInput | EmbeddingsInput]) -> list[bytes]:
-    """The key of each text; embeddings by value get a name nobody else has."""
-    prefix = secrets.token_bytes(KEY_BYTES - 4)
-    return [
-        text.key if isinstance(text, TextInput) else prefix + index.to_bytes(4, "little")
-        for index, text in enumerate(texts)
-    ]

@@ -15,10 +15,11 @@ import msgspec
 
 T = TypeVar("T")
 
-TURN_SECONDS = 0.001
+TURN_SECONDS = 0.0005
 STRIDE = 64  # items between two looks at the clock
-IDLE_SECONDS = 50e-6  # a round of the event loop that takes less has done nothing
-MOST_STEPS = 16  # of others between two turns
+QUIET_SECONDS = 50e-6  # a round of the event loop that takes less has done little
+QUIET_ROUNDS = 8  # after so many of these in a row nobody is on his way: a round of nothing takes 1 us
+MOST_ROUNDS = 32  # of others between two turns
 LARGE = 1024  # items of what is not worth cutting below
 
 _encoder = msgspec.json.Encoder()
@@ -52,12 +53,25 @@ async def end_turn(num_items: int) -> None:
         await _let_others_go()
 
 
-async def _let_others_go() -> None:
-    """Until the event loop has nothing else to do, within bounds: a small request takes several steps on its way, and
-    would wait for a turn of somebody's large one before each.
+async def best_first(scores: Sequence[float]) -> list[int]:
+    """The places of the scores, the highest first, equal ones in the order of the input. In turns, of which the longest
+    is that of merging parts that are sorted already: a fifth of sorting all at once.
     """
-    for _ in range(MOST_STEPS):
+    order: list[int] = []
+    for start in range(0, len(scores), LARGE):
+        order += sorted(range(len(scores))[start : start + LARGE], key=scores.__getitem__, reverse=True)
+        await end_turn(len(scores))
+    return order if len(scores) <= LARGE else sorted(order, key=scores.__getitem__, reverse=True)
+
+
+async def _let_others_go() -> None:
+    """Until the event loop has nothing else to do, within bounds: a small request takes ten steps or so on its way,
+    some of 5 us and some of 300, and would wait for a turn of somebody's large one before each.
+    """
+    quiet = 0
+    for _ in range(MOST_ROUNDS):
         before = time.perf_counter()
         await asyncio.sleep(0)
-        if time.perf_counter() - before < IDLE_SECONDS:
+        quiet = quiet + 1 if time.perf_counter() - before < QUIET_SECONDS else 0
+        if quiet == QUIET_ROUNDS:
             return

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from frontend.call import admitted
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import MixedbreadAnswer, MixedbreadRank, Usage, decode_reranking, text_of
-from frontend.turns import write_list
+from frontend.turns import best_first, write_list
 
 _encoder = msgspec.json.Encoder()
 
@@ -25,7 +25,7 @@ async def reranking(request: Request) -> Response:
         task = await call.make_task(body, [body.query], body.input, None, ("query", "input"))
         result = await call.score(task)
         scores = convert_scores(result, None, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
-        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: body.top_k or None]
+        order = (await best_first(scores))[: body.top_k or None]
         shows = bool(body.return_input)
 
         def rank(index: int) -> MixedbreadRank:

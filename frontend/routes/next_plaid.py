@@ -13,7 +13,7 @@ from frontend.embedding_schemas import NextPlaidAnswer, NextPlaidRank, check_poo
 from frontend.ranking import RankingResult
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import CommonBody, InputBody
-from frontend.turns import write_list
+from frontend.turns import best_first, write_list
 
 _encoder = msgspec.json.Encoder()
 
@@ -33,6 +33,6 @@ async def rerank_with_encoding(request: Request) -> Response:
 async def next_plaid_answer(call: Call, body: CommonBody, result: RankingResult) -> NextPlaidAnswer:
     """Its own `score_mode` is raw; another one is taken from the request or the server, as everywhere."""
     scores = convert_scores(result, None, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
-    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+    order = await best_first(scores)
     results = await write_list(lambda index: NextPlaidRank(index, scores[index]), order)
     return NextPlaidAnswer(cast("list[NextPlaidRank]", results), len(scores))

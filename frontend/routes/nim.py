@@ -11,7 +11,7 @@ from starlette.responses import Response
 from frontend.call import admitted
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import InputBody, NimAnswer, NimRank, Usage, decode_ranking
-from frontend.turns import write_list
+from frontend.turns import best_first, write_list
 
 _encoder = msgspec.json.Encoder()
 
@@ -27,7 +27,7 @@ async def ranking(request: Request) -> Response:
         task = await call.make_task(body, [body.query.text], passages, None, ("query.text", "passages"))
         result = await call.score(task)
         scores = convert_scores(result, None, body.score_mode or call.api.config.score_mode, call.api.ranker.spec)
-        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+        order = await best_first(scores)
         tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
         rankings = await write_list(lambda index: NimRank(index, scores[index]), order)
         answer = NimAnswer(cast("list[NimRank]", rankings), Usage(tokens, tokens))

@@ -52,7 +52,7 @@ from frontend.schemas import (
     decode_rerank,
     text_of,
 )
-from frontend.turns import end_turn, write_list
+from frontend.turns import best_first, end_turn, write_list
 
 HAVE_SPANS = (Dialect.VLLM, Dialect.COHERE)  # answers with a place for relevant spans
 
@@ -93,7 +93,7 @@ async def rerank(request: Request) -> Response:
         if asked is not None:
             return await _explained(call, body, documents, task, asked, dialect)
         result = await call.score(task)
-        ranked = _rank(call, body, documents, result)
+        ranked = await _rank(call, body, documents, result)
         await end_turn(len(documents))
         if dialect is Dialect.NEXT_PLAID:
             content = _encoder.encode(await next_plaid_answer(call, body, result))
@@ -120,13 +120,13 @@ async def _explained(
     if dialect is Dialect.NEXT_PLAID:
         raise invalid(f"{asked.field}: not in next-plaid's answers; send the query as others do", asked.field)
 
-    def shown(result: RankingResult) -> Sequence[int]:
-        order = _rank(call, body, documents, result).order
+    async def shown(result: RankingResult) -> Sequence[int]:
+        order = (await _rank(call, body, documents, result)).order
         asked.check([result.query_rows[0]] * len(order))
         return order
 
     result = await call.score(replace(task, choose_aligned=shown))
-    ranked = _rank(call, body, documents, result)
+    ranked = await _rank(call, body, documents, result)
 
     def write(matches: Mapping[int, Sequence[TokenMatch]]) -> bytes:
         results = [_result(ranked, dialect, index) for index in ranked.order]
@@ -239,12 +239,10 @@ def check_direction(truncation_direction: str | None) -> None:
         raise invalid("truncation_direction: texts are cut on the right only", "truncation_direction")
 
 
-def _rank(call: Call, body: RerankBody, documents: Sequence[GivenInput], result: RankingResult) -> _Ranked:
+async def _rank(call: Call, body: RerankBody, documents: Sequence[GivenInput], result: RankingResult) -> _Ranked:
     mode = body.score_mode or ("raw" if body.raw_scores else call.api.config.score_mode)
     scores = convert_scores(result, None, mode, call.api.ranker.spec)
-    # Equal scores stay in the order of the input: a reversed sort is stable too.
-    most = body.top_n or body.top_k or None
-    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:most]
+    order = (await best_first(scores))[: body.top_n or body.top_k or None]
     tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
     return _Ranked(body, documents, scores, order, tokens, call.api.model_names[0], call.request_id)
 

@@ -51,7 +51,7 @@ async def score(request: Request) -> Response:
             content = _encoder.encode(_answer(call, result, cast("list[ScoredPair]", data)))
             return Response(content, 200, call.timing_headers(result), "application/json")
 
-        def all_pairs(result: RankingResult) -> Sequence[int]:
+        async def all_pairs(result: RankingResult) -> Sequence[int]:
             asked.check([result.query_rows[task.texts_of(pair)[0]] for pair in range(len(result.scores))])
             return range(len(result.scores))
 

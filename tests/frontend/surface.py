@@ -112,7 +112,7 @@ class WordRanker:
         )
         if task.choose_aligned is None:
             return result
-        self.aligned = chosen = task.choose_aligned(result)
+        self.aligned = chosen = await task.choose_aligned(result)
         alignments = {pair: self.align(task.queries[pairs[pair][0]], task.documents[pairs[pair][1]]) for pair in chosen}
         return replace(result, alignments=alignments)
 

@@ -22,7 +22,8 @@ def test_every_item_comes_once_and_in_order(count: int) -> None:
 
 def test_others_have_the_event_loop_between_the_turns_of_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
-    monkeypatch.setattr(turns, "IDLE_SECONDS", math.inf)  # one round each time, however long it took
+    monkeypatch.setattr(turns, "QUIET_SECONDS", math.inf)  # every round counts as one in which others did nothing
+    monkeypatch.setattr(turns, "QUIET_ROUNDS", 1)
     seen: list[str] = []
 
     async def long_work() -> None:
@@ -54,27 +55,48 @@ def test_small_work_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asyncio.run(runs()) == [turns.LARGE]
 
 
-def test_somebody_with_many_steps_is_through_before_long_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small request is several steps of the event loop; each may take longer than a round that has nothing to do."""
-    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
-    monkeypatch.setattr(turns, "IDLE_SECONDS", 0.0)  # every round counts as one in which others had something to do
+def order_beside(steps: int) -> list[str]:
+    """Who had the event loop, one after the other: somebody with so many steps, and long work with two turns."""
     order: list[str] = []
-    note = order.append
 
     async def large() -> None:
         async for some in turns.in_turns(range(turns.LARGE + turns.STRIDE)):
-            note("large" if len(some) == turns.STRIDE else "uncut")
+            order.append("large" if len(some) == turns.STRIDE else "uncut")
+            if order.count("large") == 2:
+                return
 
-    async def small(steps: int) -> None:
+    async def small() -> None:
         for _ in range(steps):
-            note("small")
+            order.append("small")
             await asyncio.sleep(0)
 
     async def both() -> None:
-        await asyncio.gather(large(), small(turns.MOST_STEPS))
+        await asyncio.gather(large(), small())
 
     asyncio.run(both())
-    assert order[: turns.MOST_STEPS + 2] == ["large", *["small"] * turns.MOST_STEPS, "large"]
+    return order
+
+
+def test_somebody_with_many_steps_is_through_before_long_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small request is several steps of the event loop; some of them take no longer than a round without any."""
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "QUIET_SECONDS", math.inf)
+    steps = turns.QUIET_ROUNDS
+    assert order_beside(steps) == ["large", *["small"] * steps, "large"]
+
+
+def test_somebody_who_never_ends_leaves_long_work_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "QUIET_SECONDS", 0.0)  # no round is quiet
+    order = order_beside(10 * turns.MOST_ROUNDS)
+    assert order[: turns.MOST_ROUNDS + 2] == ["large", *["small"] * turns.MOST_ROUNDS, "large"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 10, turns.LARGE, turns.LARGE + 1, 3 * turns.LARGE + 7])
+def test_best_come_first_and_equal_ones_in_their_order(count: int) -> None:
+    scores = [float(index * 7919 % 101) for index in range(count)]
+    expected = sorted(range(count), key=lambda index: (-scores[index], index))
+    assert asyncio.run(turns.best_first(scores)) == expected
 
 
 @pytest.mark.parametrize("count", [0, 1, turns.STRIDE, 3 * turns.LARGE + 7])
