@@ -116,6 +116,27 @@ def test_long_queries_are_computed_alike_beside_short_ones_and_alone(monkeypatch
     assert beside[0] == alone[0]
 
 
+def test_chunks_of_any_size_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = Texts([20, 0, 64, 1000, 1025, 2500], 16)
+    whole = texts.check([(0, [1, 2, 3, 4, 5])])
+    for rows in (64, 192, 4096):
+        monkeypatch.setattr(triton_packed, "CHUNK", rows)
+        assert texts.check([(0, [1, 2, 3, 4, 5])]) == whole
+
+
+@pytest.mark.parametrize(
+    ("rows", "least_items", "chunk"),
+    [
+        pytest.param(100_000, 64, 1024, id="fewer-than-run-at-a-time"),
+        pytest.param(524_288, 64, 1152, id="a-few-more"),
+        pytest.param(2_000_000, 64, 1024, id="many-more"),
+        pytest.param(524_288, 600, 1024, id="more-pairs-than-run-at-a-time"),
+    ],
+)
+def test_items_that_would_just_exceed_what_runs_at_a_time_are_larger(rows: int, least_items: int, chunk: int) -> None:
+    assert triton_packed._chunk_rows(rows, least_items, at_a_time=528) == chunk
+
+
 def test_calls_larger_than_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_packed, "LAUNCH_PAIRS", 5)
     texts = Texts([4, *range(1, 18), 1100], 16)
