@@ -6,7 +6,8 @@ pinned memory, and the device reads it there: that costs it 2 us for a small cal
 host 20. The device writes the scores to pinned memory itself, and a call waits once, at its end.
 
 Configurations are fixed, chosen offline by dimension, type and the launch's longest query; which one computes a pair
-does not change the bits of its score. All are compiled when the kernel is made, none later; a launch goes around
+does not change the bits of its score. On a Hopper GPU longer queries have a kernel of their own, `gluon_packed`, which
+runs beside the launch of the others. All are compiled when the kernel is made, none later; a launch goes around
 Triton's dispatch, which takes longer than a small kernel.
 
 Under Triton's interpreter (TRITON_INTERPRET=1 before triton is imported) the same code runs on a CPU, for tests.
@@ -16,18 +17,25 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import triton
 from triton.runtime import driver
 
 from scorer_worker.kernels.triton_maxsim import maxsim_items
 from scorer_worker.pairs import PLACE_BYTES, PairGroup
 
+if TYPE_CHECKING:
+    from scorer_worker.kernels.gluon_packed import LongQueries
+
 SHORT, MEDIUM, LONG = range(3)  # classes of launches, by their longest query
 SHORT_ROWS, MEDIUM_ROWS = 32, 64
+LONG_ROWS = 128  # of a query that is not yet one for `gluon_packed`
+GLUON_KNOWN = ((3, 6), (3, 7))  # versions of Triton; Gluon is an experiment of theirs, which changes
 Numbers = np.ndarray[Any, np.dtype[np.int32 | np.int64]]
 CHUNK = 1024  # document rows of an item, where as many items do not just exceed what runs at a time
 TILE = 64  # document rows that a chunk is a multiple of: BLOCK_D of all configurations
@@ -105,8 +113,10 @@ class TritonPacked:
         self._scratch = torch.full((SCRATCH_ROWS,), float("-inf"), device=arena.device)
         self._arrivals = torch.zeros(LAUNCH_PAIRS, dtype=torch.int32, device=arena.device)
         self._addresses = [tensor.data_ptr() for tensor in (arena, self._scratch, self._arrivals)]
+        self._moved: Sequence[PairGroup] | None = None  # the groups of this call, where they are scored in other order
         self._whole: list[_Program] = []  # of each class: every pair is one item
         self._cut: list[_Program] = []  # of each class: a pair may be several
+        self._long: LongQueries | None = None
         self._warm_up(choose_configs(arena.shape[1], arena.element_size()))
 
     def __call__(self, groups: Sequence[PairGroup]) -> Sequence[float]:
@@ -124,16 +134,40 @@ class TritonPacked:
         if num_pairs > len(self._scores.tensor):
             self._scores = _Pinned(2 * num_pairs, torch.float32, self._arena.device)
         stream = self._current_stream()
-        first = 0
-        for launch in _launches(groups):
-            first += self._launch(launch, first, stream)
+        longest = max([group.query.rows for group in groups], default=0)
+        if self._long is None or stream is None or longest <= LONG_ROWS:
+            self._moved = None
+            self._start(groups, 0, stream)
+        else:
+            self._moved = groups
+            self._start_apart(self._long, groups, stream)
         return num_pairs
 
     def finish(self, num_pairs: int) -> Sequence[float]:
         """Wait for what was started, and return its scores."""
         if num_pairs:
             self._wait()
-        return array("f", self._scores.bytes[: 4 * num_pairs].tobytes())
+        scores = array("f", self._scores.bytes[: 4 * num_pairs].tobytes())
+        return scores if self._moved is None else _in_order(scores, self._moved)
+
+    def _start(self, groups: Sequence[PairGroup], first: int, stream: torch.cuda.Stream | None) -> None:
+        """Launch what computes the scores of these pairs; they go to `first` and on."""
+        for launch in _launches(groups):
+            first += self._launch(launch, first, stream)
+
+    def _start_apart(self, long: LongQueries, groups: Sequence[PairGroup], stream: torch.cuda.Stream) -> None:
+        """As `_start`, long queries first and beside the others: they wait for products, the others for memory."""
+        of_long = [group for group in groups if _is_long(group)]
+        others = [group for group in groups if not _is_long(group)]
+        num_long = sum([len(group.documents) for group in of_long])
+        first = 0
+        with long.beside(stream) if others else nullcontext(stream) as side:
+            for launch in _launches(of_long):
+                records, share, tiles = long.cut(launch)
+                table = self._write_table(records)
+                long.launch(self._tables.address + table, self._scores.address + 4 * first, share, tiles, side)
+                first += sum([len(group.documents) for group in launch])
+            self._start(others, num_long, stream)
 
     def _warm_up(self, configs: list[Config]) -> None:
         """Compile and load every configuration, by scoring a pair without rows."""
@@ -141,6 +175,10 @@ class TritonPacked:
         pointers = self._pointers_within(self._tables.tensor, 0, 0)
         self._whole = [_Program(config, pointers) for config in configs[:LONG]]
         self._cut = [_Program(replace(config, is_cut=True), pointers) for config in configs]
+        if _has_gluon(self._arena):
+            from scorer_worker.kernels.gluon_packed import LongQueries
+
+            self._long = LongQueries(self._arena, self._tables.tensor, self._scores.tensor, LAUNCH_PAIRS, SCRATCH_ROWS)
         self._wait()
 
     def _launch(self, groups: Sequence[PairGroup], first: int, stream: torch.cuda.Stream | None) -> int:
@@ -257,6 +295,14 @@ def _at_a_time(compiled: Any) -> int:
     return int(device.multi_processor_count * shared)
 
 
+def _has_gluon(arena: torch.Tensor) -> bool:
+    """Whether `gluon_packed` runs here, and takes rows like these."""
+    if arena.device.type != "cuda" or tuple(map(int, triton.__version__.split(".")[:2])) not in GLUON_KNOWN:
+        return False
+    is_hopper = torch.cuda.get_device_capability(arena.device) == (9, 0)
+    return is_hopper and arena.element_size() == 2 and 32 < arena.shape[1] <= 128 and arena.shape[1] % 8 == 0
+
+
 class _Pinned:
     """Memory that the host and the device read and write; on a CPU, just memory.
 
@@ -293,6 +339,21 @@ def _cut_group(group: PairGroup, count: int) -> tuple[PairGroup, PairGroup]:
     end = PLACE_BYTES * count
     head = PairGroup(group.query, group.documents[:count], group.places[:end])
     return head, PairGroup(group.query, group.documents[count:], group.places[end:])
+
+
+def _is_long(group: PairGroup) -> bool:
+    return group.query.rows > LONG_ROWS
+
+
+def _in_order(scores: array[float], groups: Sequence[PairGroup]) -> array[float]:
+    """Of these groups, in their order, from those of the long ones and then those of the others."""
+    places = {True: 0, False: sum([len(group.documents) for group in groups if _is_long(group)])}
+    ordered: array[float] = array("f")
+    for group in groups:
+        place = places[_is_long(group)]
+        places[_is_long(group)] = end = place + len(group.documents)
+        ordered.extend(scores[place:end])
+    return ordered
 
 
 def _class_of_cut(d_rows: Numbers, q_rows: Numbers) -> int:
