@@ -22,7 +22,12 @@ On an H100: a single row with a single row takes 5.3 us, which is what any call 
 of their bytes. Tried there, by hand: for long queries every tile's maximum over its rows at once, in place of
 elementwise (no faster but for blocks of 256 rows, which are half empty for queries of 128); for a few pairs of long
 texts beside many others a launch of their own (slower); documents in the order of their addresses (a fiftieth, which
-sorting would eat).
+sorting would eat); two stages, so that one more program has room (no faster anywhere); a record as eight numbers of 32
+bits, or as one vector (no faster; long queries 20 us slower).
+
+What bounds 64 documents x 8192 there, by hand: a kernel that only reads these rows takes 48.6 us, this one 50.7 with
+its records on the device, 48.9 without bringing maxima together. In chunks of 1024 rows it took 54.8: that makes 544
+items, and 528 have room.
 """
 
 from __future__ import annotations
@@ -69,19 +74,16 @@ def _multiply(q, d, total, QUERY_ON_M: tl.constexpr, PRECISION: tl.constexpr):
 
 
 # Parts of a launch's table start where they start, and the configurations compiled once must serve all.
-@triton.jit(
-    do_not_specialize_on_alignment=["d_places", "q_places", "item_pairs", "first_items", "scratch_rows", "scores"]
-)
+@triton.jit(do_not_specialize_on_alignment=["d_places", "q_places", "records", "scores"], do_not_specialize=["chunk"])
 def maxsim_items(
     arena,
     d_places,
     q_places,
-    item_pairs,
-    first_items,
-    scratch_rows,
+    records,
     scratch,
     arrivals,
     scores,
+    chunk,
     DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
     K_STEPS: tl.constexpr,
@@ -89,7 +91,7 @@ def maxsim_items(
     BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
     QUERY_ON_M: tl.constexpr,
-    CHUNK: tl.constexpr,
+    IS_CUT: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
@@ -97,37 +99,50 @@ def maxsim_items(
 
     Args:
         arena: [rows, DIM], any float dtype.
-        d_places, q_places: [pairs, 2] int32: number of the first grain, and rows.
-        item_pairs: [items] int32, the pair of each item. An item's number within its pair is its query block plus the
-            number of query blocks times its chunk.
-        first_items: [pairs] int32, the first item of each pair.
-        scratch_rows: [pairs] int32, where in `scratch` the pair's maxima are, one a query row.
+        d_places, q_places: [pairs, 2] int32: number of the first grain, and rows. Read where every pair is one item.
+        records: [items, 4] int64, of the pair of each item, and each two numbers, the first in the low half: first
+            grain and rows of the document; of the query; the pair and its first item; where in `scratch` its maxima
+            are, one a query row. An item's number within its pair is its query block plus the number of query blocks
+            times its chunk. Read where pairs are cut: it lies in the host's memory, so one place, not two in turn.
         scratch: float32, all -inf before and after. Untouched by pairs that are one item.
         arrivals: [pairs] int32, all 0 before and after. Likewise.
         scores: [pairs] float32, every one is written.
         HOLD_QUERY: all of a query block's columns stay in shared memory; else they are read again for each tile.
-        CHUNK: rows of a document in one item, a multiple of BLOCK_D; 0: every pair is one item, item i pair i.
+        IS_CUT: a pair may be several items; else every pair is one, item i pair i.
+        chunk: most rows of a document in one item, a multiple of BLOCK_D; a document is cut into equal ones.
     """
     item = tl.program_id(0)
-    pair = item if CHUNK == 0 else tl.load(item_pairs + item)
-    d_grain = tl.load(d_places + 2 * pair).to(tl.int64)
-    d_rows = tl.load(d_places + 2 * pair + 1)
-    q_grain = tl.load(q_places + 2 * pair).to(tl.int64)
-    q_rows = tl.load(q_places + 2 * pair + 1)
     # 64 bits from grains to elements; what is added to a base stays within an item
-    if CHUNK == 0:
+    if IS_CUT:
+        d_place = tl.load(records + 4 * item)
+        q_place = tl.load(records + 4 * item + 1)
+        pair_and_first = tl.load(records + 4 * item + 2)
+        scratch_row = tl.load(records + 4 * item + 3)
+        d_grain = d_place & 0xFFFFFFFF
+        d_rows = (d_place >> 32).to(tl.int32)
+        q_grain = q_place & 0xFFFFFFFF
+        q_rows = (q_place >> 32).to(tl.int32)
+        pair = pair_and_first.to(tl.int32)
+        within = item - (pair_and_first >> 32).to(tl.int32)
+        q_blocks = tl.maximum(tl.cdiv(q_rows, BLOCK_Q), 1)
+        q_first = within % q_blocks * BLOCK_Q
+        chunks = tl.maximum(tl.cdiv(d_rows, chunk), 1)
+        chunk_rows = tl.cdiv(d_rows, chunks * BLOCK_D) * BLOCK_D
+        d_first = within // q_blocks * chunk_rows
+        d_base = arena + (d_grain * GRAIN + d_first) * DIM
+        d_last = tl.minimum(d_rows - d_first, chunk_rows) - 1
+        num_items = q_blocks * chunks
+    else:
+        pair = item
+        d_grain = tl.load(d_places + 2 * pair).to(tl.int64)
+        d_rows = tl.load(d_places + 2 * pair + 1)
+        q_grain = tl.load(q_places + 2 * pair).to(tl.int64)
+        q_rows = tl.load(q_places + 2 * pair + 1)
+        scratch_row = 0
         q_first = 0
         d_base = arena + d_grain * (GRAIN * DIM)
         d_last = d_rows - 1
         num_items = 1
-    else:
-        within = item - tl.load(first_items + pair)
-        q_blocks = tl.maximum(tl.cdiv(q_rows, BLOCK_Q), 1)
-        q_first = within % q_blocks * BLOCK_Q
-        d_first = within // q_blocks * CHUNK
-        d_base = arena + (d_grain * GRAIN + d_first) * DIM
-        d_last = tl.minimum(d_rows - d_first, CHUNK) - 1
-        num_items = q_blocks * tl.maximum(tl.cdiv(d_rows, CHUNK), 1)
     q_base = arena + (q_grain * GRAIN + q_first) * DIM
     q_numbers = q_first + tl.arange(0, BLOCK_Q)
     q_within = tl.maximum(tl.minimum(tl.arange(0, BLOCK_Q), q_rows - 1 - q_first), 0)
@@ -163,7 +178,7 @@ def maxsim_items(
         total = _sum_rows(tl.where(q_numbers < q_rows, maxima, 0.0))
         tl.store(scores + pair, tl.where(d_rows > 0, total, 0.0))
     else:
-        mine = scratch + tl.load(scratch_rows + pair)
+        mine = scratch + scratch_row
         tl.atomic_max(mine + q_numbers, maxima, mask=q_numbers < q_rows, sem="relaxed")
         tl.debug_barrier()  # all threads' maxima come before the arrival that announces them
         if tl.atomic_add(arrivals + pair, 1, sem="acq_rel") == num_items - 1:

@@ -1,13 +1,13 @@
 """MaxSim in one fused kernel: the fast one on CUDA. This is its host side; `triton_maxsim` says how it computes.
 
 A call is one launch, unless it is very large. The table of a launch is the `place` of each document and each query,
-joined. It lies in pinned memory, and the device reads it there: that costs it 2 us for a small call and a tenth more
-for a large one, where a copy costs the host 20. Where pairs are cut into several work items the table also holds the
-items, made without a loop over pairs, and is copied, in one copy. The device writes the scores to pinned memory itself,
-and a call waits once, at its end.
+joined, or where pairs are cut into several work items a record of each item, made without a loop over pairs. It lies in
+pinned memory, and the device reads it there: that costs it 2 us for a small call, where a copy costs it 9 to 25 and the
+host 20. The device writes the scores to pinned memory itself, and a call waits once, at its end.
 
 Configurations are fixed, chosen offline by dimension, type and the launch's longest query; which one computes a pair
-does not change the bits of its score. All are compiled when the kernel is made, none later; a launch goes around
+does not change the bits of its score. On a Hopper GPU longer queries have a kernel of their own, `gluon_packed`, which
+runs beside the launch of the others. All are compiled when the kernel is made, none later; a launch goes around
 Triton's dispatch, which takes longer than a small kernel.
 
 Under Triton's interpreter (TRITON_INTERPRET=1 before triton is imported) the same code runs on a CPU, for tests.
@@ -17,20 +17,30 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import triton
 from triton.runtime import driver
 
 from scorer_worker.kernels.triton_maxsim import maxsim_items
 from scorer_worker.pairs import PLACE_BYTES, PairGroup
 
+if TYPE_CHECKING:
+    from scorer_worker.kernels.gluon_packed import LongQueries
+
 SHORT, MEDIUM, LONG = range(3)  # classes of launches, by their longest query
 SHORT_ROWS, MEDIUM_ROWS = 32, 64
-Numbers = np.ndarray[Any, np.dtype[np.int32]]
-CHUNK = 1024  # document rows of an item
+LONG_ROWS = 128  # of a query that is not yet one for `gluon_packed`
+GLUON_KNOWN = ((3, 6), (3, 7))  # versions of Triton; Gluon is an experiment of theirs, which changes
+Numbers = np.ndarray[Any, np.dtype[np.int32 | np.int64]]
+CHUNK = 1024  # document rows of an item, where as many items do not just exceed what runs at a time
+TILE = 64  # document rows that a chunk is a multiple of: BLOCK_D of all configurations
+RECORD_BYTES = 32  # of an item's record
+SHARED_BESIDE = 1024  # bytes of shared memory that a program takes beside its own
 WHOLE_ROWS = 2048  # of a document that stays one item, where there are MANY_PAIRS to keep the device busy beside it
 MANY_PAIRS = 512
 STRIDE = 32  # of pairs whose items follow each other, where pairs are cut
@@ -52,7 +62,7 @@ class Config:
     block_q: int
     block_d: int = 64
     query_on_m: bool = False
-    chunk: int = 0
+    is_cut: bool = False
     precision: str = "ieee"
     stages: int = 3
     num_warps: int = 4
@@ -61,7 +71,7 @@ class Config:
     def constants(self) -> tuple[Any, ...]:
         return (
             *(self.dim, self.block_k, self.k_steps, self.hold_query, self.block_q, self.block_d),
-            *(self.query_on_m, self.chunk, self.precision, self.stages),
+            *(self.query_on_m, self.is_cut, self.precision, self.stages),
         )
 
 
@@ -103,8 +113,10 @@ class TritonPacked:
         self._scratch = torch.full((SCRATCH_ROWS,), float("-inf"), device=arena.device)
         self._arrivals = torch.zeros(LAUNCH_PAIRS, dtype=torch.int32, device=arena.device)
         self._addresses = [tensor.data_ptr() for tensor in (arena, self._scratch, self._arrivals)]
+        self._moved: Sequence[PairGroup] | None = None  # the groups of this call, where they are scored in other order
         self._whole: list[_Program] = []  # of each class: every pair is one item
         self._cut: list[_Program] = []  # of each class: a pair may be several
+        self._long: LongQueries | None = None
         self._warm_up(choose_configs(arena.shape[1], arena.element_size()))
 
     def __call__(self, groups: Sequence[PairGroup]) -> Sequence[float]:
@@ -122,24 +134,51 @@ class TritonPacked:
         if num_pairs > len(self._scores.tensor):
             self._scores = _Pinned(2 * num_pairs, torch.float32, self._arena.device)
         stream = self._current_stream()
-        first = 0
-        for launch in _launches(groups):
-            first += self._launch(launch, first, stream)
+        longest = max([group.query.rows for group in groups], default=0)
+        if self._long is None or stream is None or longest <= LONG_ROWS:
+            self._moved = None
+            self._start(groups, 0, stream)
+        else:
+            self._moved = groups
+            self._start_apart(self._long, groups, stream)
         return num_pairs
 
     def finish(self, num_pairs: int) -> Sequence[float]:
         """Wait for what was started, and return its scores."""
         if num_pairs:
             self._wait()
-        return array("f", self._scores.bytes[: 4 * num_pairs].tobytes())
+        scores = array("f", self._scores.bytes[: 4 * num_pairs].tobytes())
+        return scores if self._moved is None else _in_order(scores, self._moved)
+
+    def _start(self, groups: Sequence[PairGroup], first: int, stream: torch.cuda.Stream | None) -> None:
+        """Launch what computes the scores of these pairs; they go to `first` and on."""
+        for launch in _launches(groups):
+            first += self._launch(launch, first, stream)
+
+    def _start_apart(self, long: LongQueries, groups: Sequence[PairGroup], stream: torch.cuda.Stream) -> None:
+        """As `_start`, long queries first and beside the others: they wait for products, the others for memory."""
+        of_long = [group for group in groups if _is_long(group)]
+        others = [group for group in groups if not _is_long(group)]
+        num_long = sum([len(group.documents) for group in of_long])
+        first = 0
+        with long.beside(stream) if others else nullcontext(stream) as side:
+            for launch in _launches(of_long):
+                records, share, tiles = long.cut(launch)
+                table = self._write_table(records)
+                long.launch(self._tables.address + table, self._scores.address + 4 * first, share, tiles, side)
+                first += sum([len(group.documents) for group in launch])
+            self._start(others, num_long, stream)
 
     def _warm_up(self, configs: list[Config]) -> None:
         """Compile and load every configuration, by scoring a pair without rows."""
-        self._tables.bytes[: 4 * 7] = bytes(4 * 7)  # a table of one pair
-        tables = [self._tables.tensor] * 5
-        pointers = [self._arena, *tables, self._scratch, self._arrivals, self._scores.tensor]
+        self._tables.bytes[:RECORD_BYTES] = bytes(RECORD_BYTES)  # a table of one pair
+        pointers = self._pointers_within(self._tables.tensor, 0, 0)
         self._whole = [_Program(config, pointers) for config in configs[:LONG]]
-        self._cut = [_Program(replace(config, chunk=CHUNK), pointers) for config in configs]
+        self._cut = [_Program(replace(config, is_cut=True), pointers) for config in configs]
+        if _has_gluon(self._arena):
+            from scorer_worker.kernels.gluon_packed import LongQueries
+
+            self._long = LongQueries(self._arena, self._tables.tensor, self._scores.tensor, LAUNCH_PAIRS, SCRATCH_ROWS)
         self._wait()
 
     def _launch(self, groups: Sequence[PairGroup], first: int, stream: torch.cuda.Stream | None) -> int:
@@ -153,49 +192,57 @@ class TritonPacked:
         longest = max([group.query.rows for group in groups])
         d_rows = np.frombuffer(documents, np.int32)[1::2]
         num_pairs = num_items = len(d_rows)
-        items = b""
+        chunk = CHUNK
         if longest <= MEDIUM_ROWS and d_rows.max() <= (CHUNK if num_pairs < MANY_PAIRS else WHOLE_ROWS):
             program = self._whole[SHORT if longest <= SHORT_ROWS else MEDIUM]
+            table = self._write_table(documents, queries)
         else:
             q_rows = np.frombuffer(queries, np.int32)[1::2]
             program = self._cut[SHORT if longest <= SHORT_ROWS else _class_of_cut(d_rows, q_rows)]
-            num_items, scratch_rows, items = _cut(d_rows, q_rows, program.config.block_q)
+            q_blocks = np.maximum(-(-q_rows // program.config.block_q), 1)
+            chunk = _chunk_rows(int(np.dot(d_rows.astype(np.int64), q_blocks)), int(q_blocks.sum()), program.at_a_time)
+            records, pairs, scratch_rows = _cut(documents, queries, q_blocks, chunk)
+            num_items = len(pairs)
             self._reserve_scratch(scratch_rows)
-        program.launch(
-            num_items, self._pointers(self._write_table(documents, queries, items), num_pairs, first), stream
-        )
+            table = self._write_records(records, pairs)
+        program.launch(num_items, self._pointers(table, num_pairs, first), chunk, stream)
         return num_pairs
 
-    def _write_table(self, documents: bytes, queries: bytes, items: bytes) -> torch.Tensor | int:
-        """A table of these parts, one after the other: its address, or under the interpreter a tensor."""
-        start = self._used
-        sizes = len(documents), len(queries), len(items)
-        stop = start + sum(sizes)
-        if stop > len(self._tables.bytes):
-            self._outgrown.append(self._tables)
-            self._tables = _Pinned(stop, torch.int32, self._arena.device)
-            start, stop = 0, stop - start
-        self._used = stop
-        memory = self._tables.bytes
-        memory[start : start + sizes[0]] = documents
-        memory[start + sizes[0] : start + 2 * sizes[0]] = queries
-        memory[start + 2 * sizes[0] : stop] = items
-        if not self._on_device:
-            return self._tables.tensor[start // 4 :]
-        if not items:
-            return self._tables.address + start
-        words = slice(start // 4, stop // 4)
-        self._tables.copy[words].copy_(self._tables.tensor[words], non_blocking=True)
-        return self._tables.copy_address + start
+    def _write_table(self, *parts: bytes) -> int:
+        """A table of these parts, one after the other: where it is, in bytes."""
+        table = place = self._reserve_table(sum([len(part) for part in parts]))
+        for part in parts:
+            self._tables.bytes[place : place + len(part)] = part
+            place += len(part)
+        return table
 
-    def _pointers(self, table: torch.Tensor | int, num_pairs: int, first: int) -> list[torch.Tensor | int]:
+    def _write_records(self, records: Numbers, which: Numbers) -> int:
+        """A table of these records: where it is, in bytes. Without an array between, whose pages cost more than it."""
+        table = self._reserve_table(RECORD_BYTES * len(which))
+        target = np.frombuffer(self._tables.bytes, np.int64, 4 * len(which), table).reshape(-1, 4)
+        np.take(records, which, axis=0, out=target, mode="clip")  # "raise" would make a copy
+        return table
+
+    def _reserve_table(self, size: int) -> int:
+        start = -(-self._used // RECORD_BYTES) * RECORD_BYTES  # so that a record is read in one piece
+        if start + size > len(self._tables.bytes):
+            self._outgrown.append(self._tables)
+            self._tables = _Pinned(start + size, torch.int32, self._arena.device)  # for all launches of the next call
+            start = 0
+        self._used = start + size
+        return start
+
+    def _pointers(self, table: int, num_pairs: int, first: int) -> list[torch.Tensor | int]:
         """The tensor arguments of `maxsim_items`: addresses, or under the interpreter tensors."""
-        parts = (0, 2 * num_pairs, 6 * num_pairs, 4 * num_pairs, 5 * num_pairs)  # as `_cut` says
-        if isinstance(table, int):
-            arena, *others = self._addresses
-            return [arena, *[table + 4 * part for part in parts], *others, self._scores.address + 4 * first]
-        scratch = (self._scratch, self._arrivals)
-        return [self._arena, *[table[part:] for part in parts], *scratch, self._scores.tensor[first:]]
+        if not self._on_device:
+            return self._pointers_within(self._tables.tensor[table // 4 :], num_pairs, first)
+        arena, *others = self._addresses
+        documents = self._tables.address + table
+        return [arena, documents, documents + 8 * num_pairs, documents, *others, self._scores.address + 4 * first]
+
+    def _pointers_within(self, table: torch.Tensor, num_pairs: int, first: int) -> list[torch.Tensor | int]:
+        others = (self._scratch, self._arrivals, self._scores.tensor[first:])
+        return [self._arena, table, table[2 * num_pairs :], table.view(torch.int64), *others]
 
     def _reserve_scratch(self, rows: int) -> None:
         if rows > len(self._scratch):  # one pair with a query of a million rows
@@ -225,21 +272,39 @@ class _Program:
         pointers: arguments for one item, which is computed.
     """
 
-    def __init__(self, config: Config, pointers: Sequence[torch.Tensor]) -> None:
+    def __init__(self, config: Config, pointers: Sequence[torch.Tensor | int]) -> None:
         self.config = config
         self._constants = config.constants
         self._options = {"num_warps": config.num_warps}
-        self._compiled: Any = maxsim_items[(1,)](*pointers, *self._constants, **self._options)
+        self._compiled: Any = maxsim_items[(1,)](*pointers, CHUNK, *self._constants, **self._options)
+        self.at_a_time = 0 if self._compiled is None else _at_a_time(self._compiled)
 
-    def launch(self, num_items: int, pointers: list[torch.Tensor | int], stream: torch.cuda.Stream | None) -> None:
+    def launch(
+        self, num_items: int, pointers: list[torch.Tensor | int], chunk: int, stream: torch.cuda.Stream | None
+    ) -> None:
         if stream is None:  # under Triton's interpreter, which compiles nothing
-            maxsim_items[(num_items,)](*pointers, *self._constants, **self._options)
+            maxsim_items[(num_items,)](*pointers, chunk, *self._constants, **self._options)
         else:
-            self._compiled[(num_items, 1, 1)](*pointers, *self._constants, stream=stream.cuda_stream)
+            self._compiled[(num_items, 1, 1)](*pointers, chunk, *self._constants, stream=stream.cuda_stream)
+
+
+def _at_a_time(compiled: Any) -> int:
+    """How many programs the device has room for."""
+    device = torch.cuda.get_device_properties(torch.cuda.current_device())
+    shared = device.shared_memory_per_multiprocessor // (compiled.metadata.shared + SHARED_BESIDE)
+    return int(device.multi_processor_count * shared)
+
+
+def _has_gluon(arena: torch.Tensor) -> bool:
+    """Whether `gluon_packed` runs here, and takes rows like these."""
+    if arena.device.type != "cuda" or tuple(map(int, triton.__version__.split(".")[:2])) not in GLUON_KNOWN:
+        return False
+    is_hopper = torch.cuda.get_device_capability(arena.device) == (9, 0)
+    return is_hopper and arena.element_size() == 2 and 32 < arena.shape[1] <= 128 and arena.shape[1] % 8 == 0
 
 
 class _Pinned:
-    """Memory that the host and the device read and write, and as much on the device; on a CPU, just memory.
+    """Memory that the host and the device read and write; on a CPU, just memory.
 
     Args:
         size: elements.
@@ -249,8 +314,6 @@ class _Pinned:
         self.tensor = torch.zeros(size, dtype=dtype, pin_memory=device.type == "cuda")
         self.bytes = memoryview(self.tensor.numpy()).cast("B")  # type: ignore[arg-type] # numpy 2 on Python 3.11
         self.address = self.tensor.data_ptr()
-        self.copy = torch.empty(size if device.type == "cuda" else 0, dtype=dtype, device=device)
-        self.copy_address = self.copy.data_ptr()
 
 
 def _launches(groups: Sequence[PairGroup]) -> Iterator[Sequence[PairGroup]]:
@@ -278,6 +341,21 @@ def _cut_group(group: PairGroup, count: int) -> tuple[PairGroup, PairGroup]:
     return head, PairGroup(group.query, group.documents[count:], group.places[end:])
 
 
+def _is_long(group: PairGroup) -> bool:
+    return group.query.rows > LONG_ROWS
+
+
+def _in_order(scores: array[float], groups: Sequence[PairGroup]) -> array[float]:
+    """Of these groups, in their order, from those of the long ones and then those of the others."""
+    places = {True: 0, False: sum([len(group.documents) for group in groups if _is_long(group)])}
+    ordered: array[float] = array("f")
+    for group in groups:
+        place = places[_is_long(group)]
+        places[_is_long(group)] = end = place + len(group.documents)
+        ordered.extend(scores[place:end])
+    return ordered
+
+
 def _class_of_cut(d_rows: Numbers, q_rows: Numbers) -> int:
     """MEDIUM or LONG. Blocks of 64 query rows multiply at half the rate of longer ones, but side by side with pairs of
     short queries, for which the tensor cores wait for memory, they cost next to nothing."""
@@ -286,23 +364,33 @@ def _class_of_cut(d_rows: Numbers, q_rows: Numbers) -> int:
     return MEDIUM if products <= BALANCE * int(d_rows[~is_long].sum()) else LONG
 
 
-def _cut(d_rows: Numbers, q_rows: Numbers, block_q: int) -> tuple[int, int, bytes]:
+def _chunk_rows(rows: int, least_items: int, at_a_time: int) -> int:
+    """Of an item, where there are this many rows of documents, counted once for each query block. Items that just
+    exceed what runs at a time would leave most of the device idle for as long again, so they are larger there."""
+    if least_items >= at_a_time:
+        return CHUNK
+    fitting = -(-rows // ((at_a_time - least_items) * TILE)) * TILE
+    return fitting if CHUNK < fitting <= 2 * CHUNK else CHUNK
+
+
+def _cut(documents: bytes, queries: bytes, q_blocks: Numbers, chunk: int) -> tuple[Numbers, Numbers, int]:
     """The items of pairs. Pairs that lie together (of one long query, say) are spread over the launch, so that those
     that compute much run beside those that read much.
 
     Returns:
-        The number of items, the rows of scratch that they need, and what follows the places in a table: [pairs] first
-        items, [pairs] scratch rows, [items] pairs, as `maxsim_items` takes them.
+        Records, as `maxsim_items` takes them, each once; which of them is each item's; the rows of scratch they need.
     """
+    d_rows, q_rows = np.frombuffer(documents, np.int32)[1::2], np.frombuffer(queries, np.int32)[1::2]
     num_pairs = len(d_rows)
-    order = np.arange(-(-num_pairs // STRIDE) * STRIDE, dtype=np.int32).reshape(-1, STRIDE).T.ravel()
+    order = np.arange(-(-num_pairs // STRIDE) * STRIDE).reshape(-1, STRIDE).T.ravel()
     order = order[order < num_pairs]
-    counts = np.maximum(-(-q_rows // block_q), 1) * np.maximum(-(-d_rows // CHUNK), 1)
-    ends = np.cumsum(counts[order], dtype=np.int32)
-    first_items = np.empty(num_pairs, np.int32)
-    first_items[order] = ends - counts[order]
-    scratch = np.where(counts > 1, q_rows, 0)
-    scratch_ends = np.cumsum(scratch, dtype=np.int32)
-    item_pairs = np.repeat(order, counts[order])
-    table = first_items.tobytes() + (scratch_ends - scratch).tobytes() + item_pairs.tobytes()
-    return int(ends[-1]), int(scratch_ends[-1]), table
+    counts = (q_blocks * np.maximum(-(-d_rows // chunk), 1))[order]
+    ends = np.cumsum(counts)
+    scratch_rows = np.where(counts > 1, q_rows[order], 0)
+    scratch_ends = np.cumsum(scratch_rows)
+    records = np.empty((num_pairs, 4), np.int64)
+    records[:, 0] = np.frombuffer(documents, np.int64)[order]
+    records[:, 1] = np.frombuffer(queries, np.int64)[order]
+    records[:, 2] = order | (ends - counts) << 32
+    records[:, 3] = scratch_ends - scratch_rows
+    return records, np.repeat(np.arange(num_pairs), counts), int(scratch_ends[-1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
+from array import array
 from collections.abc import Sequence
 
 import pytest
@@ -114,6 +115,35 @@ def test_long_queries_are_computed_alike_beside_short_ones_and_alone(monkeypatch
     alone = texts.check([(0, [3])])
     assert used == [64, 128]
     assert beside[0] == alone[0]
+
+
+def test_chunks_of_any_size_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = Texts([20, 0, 64, 1000, 1025, 2500], 16)
+    whole = texts.check([(0, [1, 2, 3, 4, 5])])
+    for rows in (64, 192, 4096):
+        monkeypatch.setattr(triton_packed, "CHUNK", rows)
+        assert texts.check([(0, [1, 2, 3, 4, 5])]) == whole
+
+
+@pytest.mark.parametrize(
+    ("rows", "least_items", "chunk"),
+    [
+        pytest.param(100_000, 64, 1024, id="fewer-than-run-at-a-time"),
+        pytest.param(524_288, 64, 1152, id="a-few-more"),
+        pytest.param(2_000_000, 64, 1024, id="many-more"),
+        pytest.param(524_288, 600, 1024, id="more-pairs-than-run-at-a-time"),
+    ],
+)
+def test_items_that_would_just_exceed_what_runs_at_a_time_are_larger(rows: int, least_items: int, chunk: int) -> None:
+    assert triton_packed._chunk_rows(rows, least_items, at_a_time=528) == chunk
+
+
+def test_scores_are_returned_in_the_order_of_their_groups() -> None:
+    """Though long queries are scored first."""
+    texts = Texts([200, 5, 1, 2, 3], 16)
+    groups = texts.groups([(1, [2]), (0, [2, 3]), (1, []), (1, [3, 4]), (0, [4])])
+    scores = array("f", [10, 11, 12, 20, 21, 22])
+    assert list(triton_packed._in_order(scores, groups)) == [20, 10, 11, 21, 22, 12]
 
 
 def test_calls_larger_than_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
