@@ -178,7 +178,8 @@ class TritonPacked:
         if _has_gluon(self._arena):
             from scorer_worker.kernels.gluon_packed import LongQueries
 
-            self._long = LongQueries(self._arena, self._tables.tensor, self._scores.tensor, LAUNCH_PAIRS, SCRATCH_ROWS)
+            long = LongQueries(self._arena, self._tables.tensor, self._scores.tensor, LAUNCH_PAIRS, SCRATCH_ROWS)
+            self._long = long if long.is_right(self._arena.shape[1], self._arena.dtype) else None
         self._wait()
 
     def _launch(self, groups: Sequence[PairGroup], first: int, stream: torch.cuda.Stream | None) -> int:
