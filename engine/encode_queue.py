@@ -2,7 +2,7 @@
 
     Q1  A key is encoded at most once at a time: who asks for one that waits or runs, joins.
     Q2  A text that waits is dropped only when the last of its waiters is gone; one that runs is finished.
-    Q3  A batch holds at most `max_batch_tokens` ids, unless it is a single text.
+    Q3  A batch holds at most `max_batch_tokens` ids and MAX_BATCH_TEXTS texts, unless it is a single text.
     Q4  Clients take turns, and within a client its requests do, as `request_turns` says; a turn is one text. So a small
         request waits for the running batch, and then has a place in the next one. A text has a place in the row of
         everyone who waits for it.
@@ -25,6 +25,7 @@ from engine.request_turns import RequestTurns
 from ipc.messages import Role
 from ipc.running import RequestName
 
+MAX_BATCH_TEXTS = 256  # to start and to finish a batch costs the control thread 15 us a text, and others wait
 SMALL_BATCH = 4  # a full one is so many times larger (Q6)
 WARY_BATCHES = 32  # stay small after little was wanted beside much
 LOOKED_AT = 16  # clients, to find one that wants little
@@ -143,8 +144,8 @@ class EncodeQueue:
 
     @property
     def has_full_batch(self) -> bool:
-        """Whether the texts that wait fill the budget."""
-        return self._waiting_tokens >= self._max_batch_tokens
+        """Whether the texts that wait fill a batch."""
+        return self._waiting_tokens >= self._max_batch_tokens or len(self._waiting) >= MAX_BATCH_TEXTS
 
     def running_waiters(self) -> list[RequestName]:
         """Who waits for texts that run."""
@@ -227,7 +228,7 @@ class EncodeQueue:
         budget = self._budget()
         while (text := self._next_text()) is not None and not self._is_suspect(text):
             budget -= len(text.token_ids)
-            if batch and budget < 0:
+            if batch and (budget < 0 or len(batch) == MAX_BATCH_TEXTS):
                 break
             self._take(text)
             batch.append(text)
@@ -236,7 +237,7 @@ class EncodeQueue:
 
     def _budget(self) -> int:
         """Tokens of the next batch (Q6)."""
-        if len(self._turns) > 1 and self._waiting_tokens > self._max_batch_tokens:
+        if len(self._turns) > 1 and self.has_full_batch:
             wants_little = [self._wants_little(client) for client in islice(self._turns, LOOKED_AT)]
             if any(wants_little) and not all(wants_little):
                 self._wary = WARY_BATCHES
@@ -265,7 +266,7 @@ class EncodeQueue:
             if text is None or text.waiters.keys() != first.waiters.keys():
                 continue
             budget -= len(text.token_ids)
-            if batch and budget < 0:
+            if batch and (budget < 0 or len(batch) == MAX_BATCH_TEXTS):
                 break
             self._take(text)
             batch.append(text)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from frontend.byte_budget import ByteBudget
-from frontend.encoding import EncodedText, TokenizedText, encode, tokenise
+from frontend.encoding import PART_TEXTS, EncodedText, TokenizedText, encode, tokenise
 from frontend.errors import invalid
 from frontend.run_all import run_all
 from frontend.tokenizer import StatelessTokenizer
@@ -99,9 +99,14 @@ class Embedder:
 
     async def _tokenise(self, task: EmbeddingTask, tokenizer: StatelessTokenizer) -> list[TokenizedText]:
         places = [place for place, value in enumerate(task.inputs) if isinstance(value, str)]
-        texts = [value for value in task.inputs if isinstance(value, str)]
-        names = [task.names[place] for place in places]
-        made = await tokenise(self._executor, tokenizer, task.role, texts, task.limit, task.truncation, names)
+
+        def string(place: int) -> str:
+            value = task.inputs[place]
+            assert isinstance(value, str)
+            return value
+
+        name = task.names.__getitem__
+        made = await tokenise(self._executor, tokenizer, task.role, places, string, name, task.limit, task.truncation)
         by_place = dict(zip(places, made, strict=True))
         return [
             by_place[place] if isinstance(value, str) else _cut_ids(task, place, value)
@@ -128,11 +133,11 @@ class Embedder:
 
 
 def _parts(texts: Sequence[TokenizedText], row_bytes: int) -> Iterator[range]:
-    """Ranges of texts whose embeddings are at most PART_BYTES, or a single text's."""
+    """Ranges of at most PART_TEXTS texts whose embeddings are at most PART_BYTES, or a single text's."""
     start = size = 0
     for place, text in enumerate(texts):
         own = len(text.token_ids) * row_bytes
-        if place > start and size + own > PART_BYTES:
+        if place > start and (size + own > PART_BYTES or place - start == PART_TEXTS):
             yield range(start, place)
             start, size = place, 0
         size += own

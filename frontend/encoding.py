@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from ipc.errors import ServiceFailed
 from ipc.messages import Encode, Encoded, ErrorCode, FloatDType, Role
 
 TOKENISE_TEXTS = 128  # texts in one call of the tokenizer: bounds its memory
+PART_TEXTS = 256  # to encode in one message: to read and queue one costs its service 10 us or so, and others wait
 
 
 @dataclass(slots=True)
@@ -41,19 +42,25 @@ async def tokenise(
     executor: Executor,
     tokenizer: StatelessTokenizer,
     role: Role,
-    texts: Sequence[str],
+    texts: Sequence[int],
+    string: Callable[[int], str],
+    name: Callable[[int], str],
     limit: int,
     truncation: bool,
-    names: Sequence[str],
 ) -> list[TokenizedText]:
-    """The ids of texts of one role, made in other threads; the rest as `StatelessTokenizer.encode`."""
+    """The ids of texts of one role, made in other threads; the rest as `StatelessTokenizer.encode`.
+
+    Args:
+        texts: their numbers.
+        string: what a text says.
+        name: what a user calls it.
+    """
     loop = asyncio.get_running_loop()
     tokenized: list[TokenizedText] = []
     for start in range(0, len(texts), TOKENISE_TEXTS):
-        some = slice(start, start + TOKENISE_TEXTS)
-        result = await loop.run_in_executor(
-            executor, tokenizer.encode, role, texts[some], limit, truncation, names[some]
-        )
+        some = texts[start : start + TOKENISE_TEXTS]
+        strings, names = [string(text) for text in some], [name(text) for text in some]
+        result = await loop.run_in_executor(executor, tokenizer.encode, role, strings, limit, truncation, names)
         offset = 0
         for length, expansion in zip(result.lengths, result.expansion, strict=True):
             tokenized.append(TokenizedText(result.token_ids[offset : offset + length], expansion))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from frontend.encoding import PART_TEXTS
 from frontend.ranking import TextInput
 from frontend.task_texts import TaskTexts
 from frontend.turns import in_turns
@@ -83,9 +84,8 @@ def _share(texts: TaskTexts, text: int) -> int:
     """The bytes of a supplied text, such that PART_BYTES fill a part, whatever it is filled with."""
     if not isinstance(texts.inputs[text], TextInput):
         return texts.num_bytes(text) * PART_BYTES // VALUE_PART_BYTES
-    if texts.sends_ids:
-        return texts.max_rows(text) * PART_BYTES // PART_IDS
-    return texts.num_bytes(text)
+    size = texts.max_rows(text) * PART_BYTES // PART_IDS if texts.sends_ids else texts.num_bytes(text)
+    return max(size, PART_BYTES // PART_TEXTS)
 
 
 def _whole_grains(rows: int, grain: int) -> int:

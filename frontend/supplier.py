@@ -106,15 +106,9 @@ class Supplier:
             raise ServiceFailed(ErrorCode.UNAVAILABLE, "the encoder is not ready", 1000)
         task = self._texts.task
         started = time.monotonic()
-        made = await tokenise(
-            self._executor,
-            self._tokenizer,
-            role,
-            [self._texts.string(i) for i in texts],
-            task.query_length if role == "query" else task.document_length,
-            task.truncation,
-            [self._texts.field(i) for i in texts],
-        )
+        limit = task.query_length if role == "query" else task.document_length
+        string, field = self._texts.string, self._texts.field
+        made = await tokenise(self._executor, self._tokenizer, role, texts, string, field, limit, task.truncation)
         self._texts.tokenized.update(zip(texts, made, strict=True))
         self._timings.tokenize += time.monotonic() - started
 

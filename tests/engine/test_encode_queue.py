@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from engine.encode_queue import SMALL_BATCH, WARY_BATCHES, EncodeQueue, QueuedText
+from engine.encode_queue import MAX_BATCH_TEXTS, SMALL_BATCH, WARY_BATCHES, EncodeQueue, QueuedText
 from ipc.running import RequestName
 
 MAX_BATCH_TOKENS = 20
@@ -65,6 +65,14 @@ def test_nothing_waiting_is_an_empty_batch() -> None:
 def test_batch_stays_within_its_tokens(lengths: list[int], expected: list[list[int]]) -> None:  # Q3
     queue = queue_of(*((number, length, 1, b"a") for number, length in enumerate(lengths)))
     assert all_batches(queue) == expected
+
+
+def test_batch_stays_within_its_texts() -> None:  # Q3
+    queue = EncodeQueue(10 * MAX_BATCH_TEXTS)
+    for number in range(2 * MAX_BATCH_TEXTS + 1):
+        assert queue.has_full_batch == (number >= MAX_BATCH_TEXTS)
+        queue.add(key_of(number), "document", ids_of(1), 0, named(1), b"a", alone=number == 0)
+    assert [len(batch) for batch in all_batches(queue)] == [MAX_BATCH_TEXTS, MAX_BATCH_TEXTS, 1]
 
 
 def test_text_wanted_twice_is_encoded_once_for_both() -> None:  # Q1
@@ -245,6 +253,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.waiting -= set(keys)
         tokens = sum(len(text.token_ids) for text in self.running)
         assert tokens <= MAX_BATCH_TOKENS or len(keys) == 1  # Q3
+        assert len(keys) <= MAX_BATCH_TEXTS
         waiters = [{name for name, wanted in self.wanted.items() if key in wanted} for key in keys]
         if any(names & self.suspects for names in waiters):
             assert all(names == waiters[0] for names in waiters)  # Q5
