@@ -19,6 +19,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -200,9 +201,8 @@ class TritonPacked:
         else:
             q_rows = np.frombuffer(queries, np.int32)[1::2]
             program = self._cut[SHORT if longest <= SHORT_ROWS else _class_of_cut(d_rows, q_rows)]
-            q_blocks = np.maximum(-(-q_rows // program.config.block_q), 1)
-            chunk = _chunk_rows(int(np.dot(d_rows.astype(np.int64), q_blocks)), int(q_blocks.sum()), program.at_a_time)
-            records, pairs, scratch_rows = _cut(documents, queries, q_blocks, chunk)
+            places = np.frombuffer(documents, np.int64), np.frombuffer(queries, np.int64)
+            records, pairs, scratch_rows, chunk = _cut(places, program.config.block_q, program.at_a_time)
             num_items = len(pairs)
             self._reserve_scratch(scratch_rows)
             table = self._write_records(records, pairs)
@@ -374,24 +374,37 @@ def _chunk_rows(rows: int, least_items: int, at_a_time: int) -> int:
     return fitting if CHUNK < fitting <= 2 * CHUNK else CHUNK
 
 
-def _cut(documents: bytes, queries: bytes, q_blocks: Numbers, chunk: int) -> tuple[Numbers, Numbers, int]:
+def _cut(places: tuple[Numbers, Numbers], block_q: int, at_a_time: int) -> tuple[Numbers, Numbers, int, int]:
     """The items of pairs. Pairs that lie together (of one long query, say) are spread over the launch, so that those
     that compute much run beside those that read much.
 
+    Args:
+        places: [pairs] of documents and of queries, as `Entry.place` has them, in one number.
+        at_a_time: items that the device has room for.
+
     Returns:
-        Records, as `maxsim_items` takes them, each once; which of them is each item's; the rows of scratch they need.
+        Records, as `maxsim_items` takes them, each once; which of them is each item's; the rows of scratch they need;
+        and the most rows of a chunk.
     """
-    d_rows, q_rows = np.frombuffer(documents, np.int32)[1::2], np.frombuffer(queries, np.int32)[1::2]
-    num_pairs = len(d_rows)
-    order = np.arange(-(-num_pairs // STRIDE) * STRIDE).reshape(-1, STRIDE).T.ravel()
-    order = order[order < num_pairs]
-    counts = (q_blocks * np.maximum(-(-d_rows // chunk), 1))[order]
-    ends = np.cumsum(counts)
-    scratch_rows = np.where(counts > 1, q_rows[order], 0)
-    scratch_ends = np.cumsum(scratch_rows)
-    records = np.empty((num_pairs, 4), np.int64)
-    records[:, 0] = np.frombuffer(documents, np.int64)[order]
-    records[:, 1] = np.frombuffer(queries, np.int64)[order]
+    order = _spread(len(places[0]))
+    documents, queries = places[0][order], places[1][order]
+    d_rows, q_rows = documents >> 32, queries >> 32
+    q_blocks = np.maximum((q_rows + (block_q - 1)) // block_q, 1)
+    chunk = _chunk_rows(int(d_rows.dot(q_blocks)), int(q_blocks.sum()), at_a_time)
+    counts = q_blocks * np.maximum((d_rows + (chunk - 1)) // chunk, 1)
+    ends = counts.cumsum()
+    scratch_rows = q_rows * (counts > 1)
+    scratch_ends = scratch_rows.cumsum()
+    records = np.empty((len(order), 4), np.int64)
+    records[:, 0] = documents
+    records[:, 1] = queries
     records[:, 2] = order | (ends - counts) << 32
     records[:, 3] = scratch_ends - scratch_rows
-    return records, np.repeat(np.arange(num_pairs), counts), int(scratch_ends[-1])
+    return records, np.arange(len(order)).repeat(counts), int(scratch_ends[-1]), chunk
+
+
+@lru_cache(maxsize=256)
+def _spread(count: int) -> Numbers:
+    """Numbers below `count`, in STRIDE rows read column by column."""
+    order = np.arange(-(-count // STRIDE) * STRIDE).reshape(-1, STRIDE).T.ravel()
+    return order[order < count]
