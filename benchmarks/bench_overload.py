@@ -26,6 +26,7 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench_serving_cuda import gpu_name
 from benchmarks.measuring import parser, percentile, write
 from benchmarks.running import Server, memory_of
 from frontend.bench.client import Connection
@@ -227,7 +228,7 @@ def main() -> None:
     arguments.add_argument("--only-fairness", action="store_true")
     options = arguments.parse_args()
     device = ["--device", options.device]
-    results: dict[str, Any] = {"device": options.device}
+    results: dict[str, Any] = {"device": options.device} | ({"gpu": gpu_name()} if options.device == "cuda" else {})
     if not options.only_fairness:
         with Server(*device, "--embedding-cache-size", "256MiB") as server:
             results["overload"] = asyncio.run(overload(server, options.seconds))

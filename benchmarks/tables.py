@@ -49,7 +49,8 @@ def page() -> str:
     sections += [_scoring_cuda(_read("scoring-cuda")), _serving_cuda(_read("serving-cuda"))]
     sections += [
         _overload(_read("overload-cpu")),
-        _fairness(_read("fairness-cpu-16-cores")),
+        _fairness(_read("fairness-cpu-16-cores"), "on a CPU with sixteen cores"),
+        _fairness(_read("fairness-cuda"), f"on one {_read('fairness-cuda')['gpu']}"),
         _spinning(_read("spinning-cpu")),
         _fuzz(_read("fuzz-frames")),
     ]
@@ -73,8 +74,8 @@ def _overload(results: dict[str, Any]) -> str:
     return _section(title, results, FAIRNESS_HEAD, rows)
 
 
-def _fairness(results: dict[str, Any]) -> str:
-    return _section("Fairness, with sixteen cores", results, FAIRNESS_HEAD, _fairness_rows(results))
+def _fairness(results: dict[str, Any], where: str) -> str:
+    return _section(f"Fairness {where}", results, FAIRNESS_HEAD, _fairness_rows(results))
 
 
 def _fairness_rows(results: dict[str, Any]) -> list[list[str]]:
