@@ -258,9 +258,10 @@ def _not_reached(scoring: dict[str, Any], mixed: dict[str, Any]) -> str:
         "why is not known. W9: without its long query it takes 169, and this query alone 25, so nearly nothing of "
         "it hides behind the reading of the others. In one launch with them it adds as much (28 in blocks of 64 "
         "query rows, 55 in blocks of 128), also where more programs have room (two stages); the one document of "
-        "8,192 rows adds nothing. Whole calls of W7 and W9 take longer than before (117 and 456 us, on a host that "
-        "took 21 us for the least call, not 33): the host cuts their pairs into items. It has done so in three "
-        "quarters of the time since (36 for 49 us, 128 for 150, by hand, on a CPU that launches nothing).",
+        "8,192 rows adds nothing.",
+        "Whole calls of W7 and W9 took 117 and 456 us in an earlier run, on a host that was faster (21 us for the "
+        "least call): more than the hosts' difference, and more than cutting pairs into items takes on another "
+        "machine (36 and 128 us, by hand; 49 and 150 in the run above). Why is not known.",
         f"A cached Score's p99 beside saturated encoding: {wait:.1f} ms, 2 wanted. By timers in the worker, set by "
         "hand in another run, whose p99 was 2.8 ms: reading, scoring and answering such a Score take 0.35 ms, one "
         "step for somebody else 0.13 ms (p99 0.5 ms), launching a batch 1.9 ms of the encoder's thread. The longest "

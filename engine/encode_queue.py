@@ -2,7 +2,8 @@
 
     Q1  A key is encoded at most once at a time: who asks for one that waits or runs, joins.
     Q2  A text that waits is dropped only when the last of its waiters is gone; one that runs is finished.
-    Q3  A batch holds at most `max_batch_tokens` ids and MAX_BATCH_TEXTS texts, unless it is a single text.
+    Q3  A batch holds at most `max_batch_tokens` ids, unless it is a single text; a text counts as that many by
+        MAX_BATCH_TEXTS at least.
     Q4  Clients take turns, and within a client its requests do, as `request_turns` says; a turn is one text. So a small
         request waits for the running batch, and then has a place in the next one. A text has a place in the row of
         everyone who waits for it.
@@ -25,7 +26,7 @@ from engine.request_turns import RequestTurns
 from ipc.messages import Role
 from ipc.running import RequestName
 
-MAX_BATCH_TEXTS = 256  # to start and to finish a batch costs the control thread 15 us a text, and others wait
+MAX_BATCH_TEXTS = 256  # of a full batch: each costs the control thread 15 us or so, and others wait meanwhile
 SMALL_BATCH = 4  # a full one is so many times larger (Q6)
 WARY_BATCHES = 32  # stay small after little was wanted beside much
 LOOKED_AT = 16  # clients, to find one that wants little
@@ -53,9 +54,11 @@ class EncodeQueue:
         assert max_batch_tokens > 0
         self._max_batch_tokens = max_batch_tokens
         self._small_tokens = max(1, max_batch_tokens // SMALL_BATCH)
+        self._least_size = max_batch_tokens // MAX_BATCH_TEXTS
         self._wary = 0  # small batches to come
         self._waiting: dict[bytes, QueuedText] = {}
         self._waiting_tokens = 0
+        self._waiting_size = 0
         self._running: dict[bytes, QueuedText] = {}
         self._keys: dict[RequestName, dict[bytes, None]] = {}  # what each waits for, waiting or running
         self._suspects: set[RequestName] = set()
@@ -88,6 +91,7 @@ class EncodeQueue:
         text = QueuedText(key, role, token_ids, expansion, {waiter: None})
         self._waiting[key] = text
         self._waiting_tokens += len(token_ids)
+        self._waiting_size += self._size(text)
         self._remember(text, waiter, alone)
         self._line_up(text, waiter, client)
 
@@ -145,7 +149,7 @@ class EncodeQueue:
     @property
     def has_full_batch(self) -> bool:
         """Whether the texts that wait fill a batch."""
-        return self._waiting_tokens >= self._max_batch_tokens or len(self._waiting) >= MAX_BATCH_TEXTS
+        return self._waiting_size >= self._max_batch_tokens
 
     def running_waiters(self) -> list[RequestName]:
         """Who waits for texts that run."""
@@ -184,6 +188,7 @@ class EncodeQueue:
         """
         assert not self._waiting.keys() & self._running.keys(), "Q1: a key waits and runs"
         assert self._waiting_tokens == sum(len(text.token_ids) for text in self._waiting.values())
+        assert self._waiting_size == sum(map(self._size, self._waiting.values()))
         for text in self._waiting.values():
             assert text.waiters, "Q2: a text waits for nobody"
         listed = {text.key for row in self._rows.values() for text in row if self._is_waiting(text)}
@@ -218,17 +223,22 @@ class EncodeQueue:
     def _is_suspect(self, text: QueuedText) -> bool:
         return not self._suspects.isdisjoint(text.waiters)
 
+    def _size(self, text: QueuedText) -> int:
+        """What it takes of a batch's budget (Q3)."""
+        return max(len(text.token_ids), self._least_size)
+
     def _take(self, text: QueuedText) -> None:
         del self._waiting[text.key]
         self._waiting_tokens -= len(text.token_ids)
+        self._waiting_size -= self._size(text)
 
     def _batch_in_turns(self) -> list[QueuedText]:
         """Texts in turn, up to the budget or the first suspect's."""
         batch: list[QueuedText] = []
         budget = self._budget()
         while (text := self._next_text()) is not None and not self._is_suspect(text):
-            budget -= len(text.token_ids)
-            if batch and (budget < 0 or len(batch) == MAX_BATCH_TEXTS):
+            budget -= self._size(text)
+            if batch and budget < 0:
                 break
             self._take(text)
             batch.append(text)
@@ -237,7 +247,7 @@ class EncodeQueue:
 
     def _budget(self) -> int:
         """Tokens of the next batch (Q6)."""
-        if len(self._turns) > 1 and self.has_full_batch:
+        if len(self._turns) > 1 and self._waiting_size > self._max_batch_tokens:
             wants_little = [self._wants_little(client) for client in islice(self._turns, LOOKED_AT)]
             if any(wants_little) and not all(wants_little):
                 self._wary = WARY_BATCHES
@@ -251,7 +261,7 @@ class EncodeQueue:
         left = self._small_tokens
         for request in self._turns[client]:
             for text in self._rows[request]:
-                left -= len(text.token_ids) if self._is_waiting(text) else 0
+                left -= self._size(text) if self._is_waiting(text) else 0
                 if left < 0:
                     return False
         return left < self._small_tokens
@@ -265,8 +275,8 @@ class EncodeQueue:
             text = self._waiting.get(key)
             if text is None or text.waiters.keys() != first.waiters.keys():
                 continue
-            budget -= len(text.token_ids)
-            if batch and (budget < 0 or len(batch) == MAX_BATCH_TEXTS):
+            budget -= self._size(text)
+            if batch and budget < 0:
                 break
             self._take(text)
             batch.append(text)

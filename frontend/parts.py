@@ -85,7 +85,7 @@ def _share(texts: TaskTexts, text: int) -> int:
     if not isinstance(texts.inputs[text], TextInput):
         return texts.num_bytes(text) * PART_BYTES // VALUE_PART_BYTES
     size = texts.max_rows(text) * PART_BYTES // PART_IDS if texts.sends_ids else texts.num_bytes(text)
-    return max(size, PART_BYTES // PART_TEXTS)
+    return size if text < texts.num_queries else max(size, PART_BYTES // PART_TEXTS)
 
 
 def _whole_grains(rows: int, grain: int) -> int:

@@ -360,7 +360,7 @@ class _Ranking:
         scores = frames[answer.scores.frame - 1].cast("f")
         rows = frames[answer.rows.frame - 1].cast("i")
         prompt_tokens = frames[answer.prompt_tokens.frame - 1].cast("i")
-        if len(scores) != len(part.pairs) or len(rows) != len(order):
+        if len(scores) != len(part.pairs) or not len(rows) == len(prompt_tokens) == len(order):
             raise ServiceFailed(ErrorCode.INTERNAL, "the worker answered with another number of scores")
         run = part.pairs if isinstance(part.pairs, range) else None  # of pairs that follow each other, nearly always
         if run is not None:

@@ -118,7 +118,7 @@ class StoreDirectory:
         self._extents = _size_classes(slab_rows)
         self._class_of = _class_table(self._extents)
         self._entries: dict[bytes, Entry] = {}
-        self._recency = Recency()  # idle: filled and unpinned
+        self._recency = Recency(groups=len(self._slabs))  # idle: filled and unpinned
         self._by_slot: dict[int, Entry] = {}
         self._open_slabs: dict[int, dict[int, None]] = {extent: {} for extent in self._extents}  # with a free extent
         self._free_slabs: dict[int, None] = dict.fromkeys(range(len(self._slabs)))
@@ -272,9 +272,10 @@ class StoreDirectory:
             is_idle = self._recency.is_idle(entry.slot)
             assert is_idle == (not entry.pins), "S2: an entry nobody holds is idle, and no other"
             assert not is_idle or (entry.state is EntryState.FILLED and entry.keep), "S2"
-        by_age = [self._by_slot[slot] for slot in self._recency.oldest()]
-        assert set(by_age) == {entry for entry in self._entries.values() if not entry.pins}, "S2: who may be evicted"
-        assert len(by_age) == self._recency.num_idle and len(self._by_slot) == len(self._entries)
+        assert self._recency.num_idle == sum(not entry.pins for entry in self._entries.values())
+        assert {entry.slot: entry for entry in self._entries.values()} == self._by_slot, "a slot is one entry's"
+        for number, slab in enumerate(self._slabs):
+            assert self._recency.is_held(number) == any(entry.pins for entry in slab.entries.values()), "S2"
         assert self._used_rows == sum(entry.rows for entry in self._entries.values())
         assert self._reserved_rows == sum(entry.extent for entry in self._entries.values())
 
@@ -292,7 +293,7 @@ class StoreDirectory:
         if place is None:
             return None
         slab, start = place
-        slot = self._recency.add(extent)
+        slot = self._recency.add(extent, slab)
         entry = Entry(new.key, start, new.rows, extent, new.prompt_tokens, new.keep, slab, slot)
         self._slabs[slab].entries[start] = entry
         self._entries[new.key] = self._by_slot[slot] = entry
@@ -329,26 +330,26 @@ class StoreDirectory:
         """
         if self._retired:
             return False  # room is on its way: evicting more would only empty the store
-        for slot in self._recency.oldest():
-            victim = self._by_slot[slot]
-            if victim.extent == extent:
-                self._evict(victim)
-            elif not self._evict_slab_of(victim):
-                own = self._recency.oldest_of(extent)
-                if own is None:
-                    continue
-                self._evict(self._by_slot[own])
-            return bool(self._open_slabs[extent] or self._free_slabs)
-        return False
-
-    def _evict_slab_of(self, victim: Entry) -> bool:
-        """Empty the slab of an idle entry. False: somebody holds a part of it, or the device may still read it."""
-        slab = self._slabs[victim.slab]
-        if slab.retired or any(entry.pins for entry in slab.entries.values()):
+        oldest = self._recency.oldest()
+        if oldest is None:
             return False
-        for entry in list(slab.entries.values()):
+        victim = self._by_slot[oldest]
+        if victim.extent == extent:
+            self._evict(victim)
+        elif not self._recency.is_held(victim.slab):
+            self._evict_slab_of(victim)
+        elif (own := self._recency.oldest_of(extent)) is not None:
+            self._evict(self._by_slot[own])
+        elif (other := self._recency.oldest_unheld()) is not None:
+            self._evict_slab_of(self._by_slot[other])
+        else:
+            return False
+        return bool(self._open_slabs[extent] or self._free_slabs)
+
+    def _evict_slab_of(self, victim: Entry) -> None:
+        """Empty the slab of an idle entry, of which nobody holds a part."""
+        for entry in list(self._slabs[victim.slab].entries.values()):
             self._evict(entry)
-        return True
 
     def _find_run(self, count: int) -> tuple[int, int] | None:
         """(first slab, start) of a run of free slabs; evicts the run that was unused the longest if it must."""

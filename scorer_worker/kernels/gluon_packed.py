@@ -22,7 +22,7 @@ from scorer_worker.store import Entry, whole_grains
 
 CHECKED_QUERIES = (129, 300, 1025)  # rows; one block that is not full, two blocks, five
 CHECKED_DOCUMENTS = (1, 127, 128, 300, 1000)
-MOST_ERROR = 1e-3  # of a row's product, in half precision
+MOST_ERROR = 1e-5  # of a row's product: what is multiplied is the same, and sums are of 32 bits
 
 _log = logging.getLogger("maxsimd.worker")
 
@@ -51,12 +51,14 @@ class LongQueries:
 
     @contextmanager
     def beside(self, stream: torch.cuda.Stream) -> Iterator[torch.cuda.Stream]:
-        """A stream beside this one, which waits for it at the end."""
+        """A stream beside this one, which waits for it at the end, whatever ends it."""
         self._before.record(stream)
         self._side.wait_event(self._before)
-        yield self._side
-        self._after.record(self._side)
-        stream.wait_event(self._after)
+        try:
+            yield self._side
+        finally:
+            self._after.record(self._side)
+            stream.wait_event(self._after)
 
     def cut(self, groups: Sequence[PairGroup]) -> tuple[bytes, int, int]:
         """The work of these pairs, cut into equal shares.
@@ -133,6 +135,18 @@ class LongQueries:
         if rows > len(self._scratch):  # one pair with a query of a million rows
             self._scratch = torch.full((rows,), float("-inf"), device=self._scratch.device)
             torch.cuda.current_stream().synchronize()  # which the kernel may run beside
+
+
+def make_long_queries(
+    arena: torch.Tensor, table: torch.Tensor, scores: torch.Tensor, most_pairs: int, scratch_rows: int
+) -> LongQueries | None:
+    """As `LongQueries`; None, and the log says why, where it cannot be compiled or loaded or is not right."""
+    try:
+        long = LongQueries(arena, table, scores, most_pairs, scratch_rows)
+        return long if long.is_right(arena.shape[1], arena.dtype) else None
+    except Exception:  # noqa: BLE001 - a compiler's, a driver's; an error of the device stays, and ends the next call
+        _log.warning("the kernel for long queries cannot be had here: the general one takes its place", exc_info=True)
+        return None
 
 
 def _tiles_of(arena: torch.Tensor) -> list[TensorDescriptor]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SHORT, MEDIUM, LONG = range(3)  # classes of launches, by their longest query
 SHORT_ROWS, MEDIUM_ROWS = 32, 64
 LONG_ROWS = 128  # of a query that is not yet one for `gluon_packed`
-GLUON_KNOWN = ((3, 6), (3, 7))  # versions of Triton; Gluon is an experiment of theirs, which changes
+GLUON_KNOWN = ((3, 6),)  # versions of Triton with which tests passed on a device; Gluon is an experiment of theirs
 Numbers = np.ndarray[Any, np.dtype[np.int32 | np.int64]]
 CHUNK = 1024  # document rows of an item, where as many items do not just exceed what runs at a time
 TILE = 64  # document rows that a chunk is a multiple of: BLOCK_D of all configurations
@@ -177,10 +177,11 @@ class TritonPacked:
         self._whole = [_Program(config, pointers) for config in configs[:LONG]]
         self._cut = [_Program(replace(config, is_cut=True), pointers) for config in configs]
         if _has_gluon(self._arena):
-            from scorer_worker.kernels.gluon_packed import LongQueries
+            from scorer_worker.kernels.gluon_packed import make_long_queries
 
-            long = LongQueries(self._arena, self._tables.tensor, self._scores.tensor, LAUNCH_PAIRS, SCRATCH_ROWS)
-            self._long = long if long.is_right(self._arena.shape[1], self._arena.dtype) else None
+            self._long = make_long_queries(
+                self._arena, self._tables.tensor, self._scores.tensor, LAUNCH_PAIRS, SCRATCH_ROWS
+            )
         self._wait()
 
     def _launch(self, groups: Sequence[PairGroup], first: int, stream: torch.cuda.Stream | None) -> int:
@@ -228,7 +229,7 @@ class TritonPacked:
         start = -(-self._used // RECORD_BYTES) * RECORD_BYTES  # so that a record is read in one piece
         if start + size > len(self._tables.bytes):
             self._outgrown.append(self._tables)
-            self._tables = _Pinned(start + size, torch.int32, self._arena.device)  # for all launches of the next call
+            self._tables = _Pinned((start + size) // 2, torch.int32, self._arena.device)  # twice as large as needed
             start = 0
         self._used = start + size
         return start
@@ -290,7 +291,7 @@ class _Program:
 
 
 def _at_a_time(compiled: Any) -> int:
-    """How many programs the device has room for."""
+    """How many programs the device has room for, by the shared memory that they take."""
     device = torch.cuda.get_device_properties(torch.cuda.current_device())
     shared = device.shared_memory_per_multiprocessor // (compiled.metadata.shared + SHARED_BESIDE)
     return int(device.multi_processor_count * shared)
@@ -403,7 +404,7 @@ def _cut(places: tuple[Numbers, Numbers], block_q: int, at_a_time: int) -> tuple
     return records, np.arange(len(order)).repeat(counts), int(scratch_ends[-1]), chunk
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def _spread(count: int) -> Numbers:
     """Numbers below `count`, in STRIDE rows read column by column."""
     order = np.arange(-(-count // STRIDE) * STRIDE).reshape(-1, STRIDE).T.ravel()

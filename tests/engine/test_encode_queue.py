@@ -67,11 +67,12 @@ def test_batch_stays_within_its_tokens(lengths: list[int], expected: list[list[i
     assert all_batches(queue) == expected
 
 
-def test_batch_stays_within_its_texts() -> None:  # Q3
+@pytest.mark.parametrize("suspects", [[], [1]])
+def test_batch_of_short_texts_stays_within_a_number_of_them(suspects: list[int]) -> None:  # Q3
     queue = EncodeQueue(10 * MAX_BATCH_TEXTS)
     for number in range(2 * MAX_BATCH_TEXTS + 1):
         assert queue.has_full_batch == (number >= MAX_BATCH_TEXTS)
-        queue.add(key_of(number), "document", ids_of(1), 0, named(1), b"a", alone=number == 0)
+        queue.add(key_of(number), "document", ids_of(1), 0, named(1), b"a", alone=1 in suspects)
     assert [len(batch) for batch in all_batches(queue)] == [MAX_BATCH_TEXTS, MAX_BATCH_TEXTS, 1]
 
 
@@ -171,6 +172,16 @@ def test_batches_are_small_while_little_is_wanted_beside_much_and_for_some_time_
     assert len(batches[WARY_BATCHES]) == MAX_BATCH_TOKENS
 
 
+def test_batches_are_small_also_where_much_is_many_short_texts() -> None:  # Q6
+    queue = EncodeQueue(10 * MAX_BATCH_TEXTS)
+    for number in range(MAX_BATCH_TEXTS + 10):
+        queue.add(key_of(number), "document", ids_of(1), 0, named(1), b"much")
+    queue.add(key_of(number + 1), "document", ids_of(1), 0, named(2), b"little")
+    batch = queue.next_batch()
+    assert len(batch) == MAX_BATCH_TEXTS // SMALL_BATCH
+    assert key_of(number + 1) in [text.key for text in batch]
+
+
 def test_batches_are_full_where_all_want_much_or_all_want_little() -> None:  # Q6
     much = [(number, 1, number % 2, bytes([number % 2])) for number in range(4 * MAX_BATCH_TOKENS)]
     assert {len(batch) for batch in all_batches(queue_of(*much))} == {MAX_BATCH_TOKENS}
@@ -253,7 +264,6 @@ class AnyOrder(RuleBasedStateMachine):
         self.waiting -= set(keys)
         tokens = sum(len(text.token_ids) for text in self.running)
         assert tokens <= MAX_BATCH_TOKENS or len(keys) == 1  # Q3
-        assert len(keys) <= MAX_BATCH_TEXTS
         waiters = [{name for name, wanted in self.wanted.items() if key in wanted} for key in keys]
         if any(names & self.suspects for names in waiters):
             assert all(names == waiters[0] for names in waiters)  # Q5

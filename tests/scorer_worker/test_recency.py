@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -11,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from scorer_worker.recency import Recency
 
 SIZES = (16, 32, 48)
+GROUPS = 3
 
 
 class RecencyMachine(RuleBasedStateMachine):
@@ -18,16 +17,16 @@ class RecencyMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.recency = Recency(some=4)
-        self.busy: dict[int, int] = {}  # slot -> size
-        self.idle: dict[int, int] = {}  # likewise, the longest unused first
+        self.recency = Recency(GROUPS, some=4)
+        self.busy: dict[int, tuple[int, int]] = {}  # slot -> size, group
+        self.idle: dict[int, tuple[int, int]] = {}  # likewise, the longest unused first
 
-    @rule(sizes=st.lists(st.sampled_from(SIZES), min_size=1, max_size=8))
-    def add(self, sizes: list[int]) -> None:
-        for size in sizes:
-            slot = self.recency.add(size)
+    @rule(new=st.lists(st.tuples(st.sampled_from(SIZES), st.integers(0, GROUPS - 1)), min_size=1, max_size=8))
+    def add(self, new: list[tuple[int, int]]) -> None:
+        for size, group in new:
+            slot = self.recency.add(size, group)
             assert slot not in self.busy and slot not in self.idle
-            self.busy[slot] = size
+            self.busy[slot] = size, group
 
     @precondition(lambda self: self.busy)
     @rule(data=st.data())
@@ -55,22 +54,29 @@ class RecencyMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 5))
     def evict(self, count: int) -> None:
         for _ in range(min(count, len(self.idle))):
-            slot = next(self.recency.oldest())
+            slot = self.recency.oldest()
             assert slot == next(iter(self.idle))
             self.recency.remove(slot)
             del self.idle[slot]
 
     @rule(size=st.sampled_from(SIZES))
     def ask_for_a_size(self, size: int) -> None:
-        assert self.recency.oldest_of(size) == next((slot for slot in self.idle if self.idle[slot] == size), None)
+        assert self.recency.oldest_of(size) == next((slot for slot in self.idle if self.idle[slot][0] == size), None)
 
-    @rule(count=st.integers(0, 10))
-    def ask_for_some(self, count: int) -> None:
-        assert list(islice(self.recency.oldest(), count)) == list(self.idle)[:count]
+    @rule()
+    def ask_for_a_group_that_nobody_holds(self) -> None:
+        held = {group for _, group in self.busy.values()}
+        expected = next((slot for slot in self.idle if self.idle[slot][1] not in held), None)
+        assert self.recency.oldest_unheld() == expected
 
     @invariant()
-    def order_agrees(self) -> None:
+    def books_agree(self) -> None:
+        assert self.recency.oldest() == next(iter(self.idle), None)
         assert self.recency.num_idle == len(self.idle)
+        held = {group for _, group in self.busy.values()}
+        assert [self.recency.is_held(group) for group in range(GROUPS)] == [group in held for group in range(GROUPS)]
+        times = [self.recency.became_idle(slot) for slot in self.idle]
+        assert times == sorted(times) and all(time > 0 for time in times)
         assert all(self.recency.is_idle(slot) for slot in self.idle)
         assert not any(self.recency.is_idle(slot) for slot in self.busy)
 

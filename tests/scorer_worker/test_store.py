@@ -73,6 +73,33 @@ def test_another_size_takes_over_a_whole_slab() -> None:
     directory.check_integrity()
 
 
+def test_large_entry_takes_free_slabs_before_it_evicts_anything() -> None:
+    directory = StoreDirectory(TOTAL_ROWS, SLAB_ROWS)
+    first = admit(directory, 1, 16)
+    directory.unpin([first])
+    directory.unpin([admit(directory, 2, 2 * SLAB_ROWS)])
+    assert directory.lookup(key(1)) is first
+
+
+def test_where_a_part_of_the_oldest_slab_is_held_another_one_goes() -> None:
+    """And where of every slab somebody holds a part, nothing does."""
+    directory = StoreDirectory(TOTAL_ROWS, SLAB_ROWS)
+    per_slab = SLAB_ROWS // 16
+    entries = [admit(directory, number, 16) for number in range(TOTAL_ROWS // 16)]
+    directory.unpin(entries)
+    by_slab = [[entry for entry in entries if entry.slab == slab] for slab in sorted({e.slab for e in entries})]
+    oldest = min(by_slab, key=lambda slab: entries.index(slab[0]))
+    directory.admit(oldest[1:2], [])
+    directory.unpin([admit(directory, 1000, 60)])
+    assert all(directory.lookup(entry.key) is entry for entry in oldest)
+    assert sum(directory.lookup(entry.key) is None for entry in entries) == per_slab
+    rest = [slab[1] for slab in by_slab if slab is not oldest and slab[1].state is EntryState.FILLED]
+    directory.admit(rest, [])
+    directory.admit([entry for entry in [directory.lookup(key(1000))] if entry is not None], [])
+    assert directory.admit([], [NewEntry(key(1001), 40, 0)]) is None
+    directory.check_integrity()
+
+
 def test_large_entries_replace_each_other() -> None:
     directory = StoreDirectory(TOTAL_ROWS, SLAB_ROWS)
     for number in range(20):
