@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -83,3 +85,24 @@ class RecencyMachine(RuleBasedStateMachine):
 
 TestRecency = RecencyMachine.TestCase
 TestRecency.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_of_very_many_the_oldest_are_found_by_a_guess_and_come_in_order() -> None:
+    """Where only those are ordered that are older than a sample of all; some are used again meanwhile."""
+    choose = random.Random(1)
+    recency = Recency(1, some=64)
+    slots = [recency.add(16, 0) for _ in range(20_000)]
+    choose.shuffle(slots)
+    recency.let_go(slots)
+    order = dict.fromkeys(slots)  # the longest unused first
+    for _ in range(3_000):
+        slot = recency.oldest()
+        assert slot is not None and slot == next(iter(order))
+        recency.remove(slot)
+        del order[slot]
+        used = choose.sample(slots, 2)
+        if used[0] in order and used[1] in order:
+            recency.hold(used)
+            recency.let_go(used)
+            for each in used:
+                order[each] = order.pop(each)
