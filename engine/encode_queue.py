@@ -2,8 +2,8 @@
 
     Q1  A key is encoded at most once at a time: who asks for one that waits or runs, joins.
     Q2  A text that waits is dropped only when the last of its waiters is gone; one that runs is finished.
-    Q3  A batch holds at most `max_batch_tokens` ids, unless it is a single text; a text counts as that many by
-        MAX_BATCH_TEXTS at least.
+    Q3  A batch holds at most `max_batch_tokens` ids, unless it is a single text. However short a text is, it counts as
+        one MAX_BATCH_TEXTS-th of them.
     Q4  Clients take turns, and within a client its requests do, as `request_turns` says; a turn is one text. So a small
         request waits for the running batch, and then has a place in the next one. A text has a place in the row of
         everyone who waits for it.

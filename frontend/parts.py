@@ -1,7 +1,7 @@
 """How a ranking task is cut into `Score` messages. Scores are independent per pair, so the cut is not visible.
 
-R1  A part has at most `max_job_rows` rows, each text in whole grains of the store, `part_pairs` pairs, and
-    PART_BYTES of supplied embeddings or PART_IDS token ids.
+R1  A part has at most `max_job_rows` rows, each text in whole grains of the store, `part_pairs` pairs, and what is
+    supplied with it at most PART_BYTES of embeddings, or PART_IDS token ids, of PART_TEXTS documents to encode.
 """
 
 from __future__ import annotations
