@@ -10,13 +10,14 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from frontend.byte_budget import ByteBudget
 from frontend.encoding import PART_TEXTS, EncodedText, TokenizedText, encode, tokenise
 from frontend.errors import invalid
+from frontend.fair_threads import FairThreads
 from frontend.run_all import run_all
 from frontend.tokenizer import StatelessTokenizer
 from ipc.arrays import ITEM_BYTES
@@ -62,9 +63,9 @@ class EmbeddingResult:
 class Embedder:
     """Encodes for the routes; the service with the encoder does the work."""
 
-    def __init__(self, service: ServiceClient, executor: Executor) -> None:
+    def __init__(self, service: ServiceClient, threads: FairThreads) -> None:
         self._service = service
-        self._executor = executor
+        self._threads = threads
         self._budget = ByteBudget(MAX_ANSWER_BYTES)
 
     async def embed(
@@ -106,7 +107,8 @@ class Embedder:
             return value
 
         name = task.names.__getitem__
-        made = await tokenise(self._executor, tokenizer, task.role, places, string, name, task.limit, task.truncation)
+        in_thread = partial(self._threads.run, task.client, object())
+        made = await tokenise(in_thread, tokenizer, task.role, places, string, name, task.limit, task.truncation)
         by_place = dict(zip(places, made, strict=True))
         return [
             by_place[place] if isinstance(value, str) else _cut_ids(task, place, value)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from frontend.tokenizer import StatelessTokenizer
+from frontend.tokenizer import BATCH_CHARACTERS, StatelessTokenizer, TokenizedTexts
 from ipc.arrays import ITEM_BYTES, FrameWriter
 from ipc.client import Frames, ServiceClient
 from ipc.errors import ServiceFailed
 from ipc.messages import Encode, Encoded, ErrorCode, FloatDType, Role
 
-TOKENISE_TEXTS = 128  # texts in one call of the tokenizer: bounds its memory
+TOKENISE_TEXTS = 64  # in one piece of a thread's work: 2 to 10 ms (by hand), which others wait for
 PART_TEXTS = 256  # to encode in one message: to read and queue one costs its service 10 us or so, and others wait
+
+InThread = Callable[[Callable[[], TokenizedTexts]], Awaitable[TokenizedTexts]]
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class EncodedText:
 
 
 async def tokenise(
-    executor: Executor,
+    in_thread: InThread,
     tokenizer: StatelessTokenizer,
     role: Role,
     texts: Sequence[int],
@@ -51,21 +52,33 @@ async def tokenise(
     """The ids of texts of one role, made in other threads; the rest as `StatelessTokenizer.encode`.
 
     Args:
+        in_thread: has a piece of this work done.
         texts: their numbers.
         string: what a text says.
         name: what a user calls it.
     """
-    loop = asyncio.get_running_loop()
     tokenized: list[TokenizedText] = []
-    for start in range(0, len(texts), TOKENISE_TEXTS):
-        some = texts[start : start + TOKENISE_TEXTS]
+    for some in pieces(texts, string):
         strings, names = [string(text) for text in some], [name(text) for text in some]
-        result = await loop.run_in_executor(executor, tokenizer.encode, role, strings, limit, truncation, names)
+        result = await in_thread(partial(tokenizer.encode, role, strings, limit, truncation, names))
         offset = 0
         for length, expansion in zip(result.lengths, result.expansion, strict=True):
             tokenized.append(TokenizedText(result.token_ids[offset : offset + length], expansion))
             offset += length
     return tokenized
+
+
+def pieces(texts: Sequence[int], string: Callable[[int], str]) -> Iterator[Sequence[int]]:
+    """Texts that are tokenised in one go: at most TOKENISE_TEXTS, of BATCH_CHARACTERS together, or a single one."""
+    start = size = 0
+    for place, text in enumerate(texts):
+        share = len(string(text))
+        if place > start and (size + share > BATCH_CHARACTERS or place - start == TOKENISE_TEXTS):
+            yield texts[start:place]
+            start, size = place, 0
+        size += share
+    if start < len(texts):
+        yield texts[start:]
 
 
 async def encode(

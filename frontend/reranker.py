@@ -23,13 +23,13 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from frontend.byte_budget import ByteBudget
 from frontend.embedding import Embedder, EmbeddingResult, EmbeddingTask
 from frontend.errors import invalid
+from frontend.fair_threads import FairThreads
 from frontend.keys import bytes_of
 from frontend.parts import FEW_TEXTS, Part, split
 from frontend.ranking import PairAlignment, RankingResult, RankingTask, Timings
@@ -68,9 +68,9 @@ class Reranker:
     def __init__(self, worker: ServiceClient, engine: ServiceClient | None, threads: int) -> None:
         self.worker = worker
         self.engine = engine
-        self.executor = ThreadPoolExecutor(max_workers=max(1, threads), thread_name_prefix="tokenise")
+        self.threads = FairThreads(max(1, threads), "tokenise")
         self.budget = ByteBudget(BUDGET_BYTES)
-        self._embedder = Embedder(engine or worker, self.executor)
+        self._embedder = Embedder(engine or worker, self.threads)
         self.recent = RecentKeys(RECENT_KEYS)
         self._model: _Model | None = None
         self._has_model = asyncio.Event()
@@ -82,8 +82,7 @@ class Reranker:
             self._building = asyncio.create_task(self._build_model(service, service.spec), name="build tokenizer")
 
     async def _build_model(self, service: Service, spec: ModelSpec) -> None:
-        loop = asyncio.get_running_loop()
-        tokenizer = await loop.run_in_executor(self.executor, StatelessTokenizer, spec, service.tokenizer)
+        tokenizer = await asyncio.to_thread(StatelessTokenizer, spec, service.tokenizer)
         self._model = _Model(service.ready.fingerprint, spec, tokenizer)
         self._has_model.set()
         self.recent.clear()
@@ -124,7 +123,7 @@ class Reranker:
         """Stop the tokenising threads."""
         if self._building is not None:
             self._building.cancel()
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
 
     @property
     def spec(self) -> ModelSpec | None:
@@ -213,7 +212,7 @@ class _Ranking:
         dim, engine = service.ready.dim, reranker.engine
         self._texts = TaskTexts(task, reranker.spec, dim, sends_ids=engine is None)
         self._supplier = Supplier(
-            self._texts, engine, reranker.tokenizer, reranker.executor, dim, deadline, self._timings
+            self._texts, engine, reranker.tokenizer, reranker.threads, dim, deadline, self._timings
         )
         self._scores = array("f", bytes(4 * self._texts.num_pairs))
         self._rows = [0] * len(self._texts)

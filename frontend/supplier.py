@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor
+from functools import partial
 from typing import get_args
 
 from frontend.encoding import EncodedText, concatenate, encode, tokenise
+from frontend.fair_threads import FairThreads
 from frontend.ranking import EmbeddingsInput, TextInput, Timings
 from frontend.run_all import run_all
 from frontend.task_texts import TaskTexts
@@ -27,6 +28,7 @@ class Supplier:
 
     Args:
         engine: who encodes; None: the worker does, from token ids.
+        threads: that tokenise.
         tokenizer: None where only embeddings by value are served.
         dim: of the model's embeddings.
         deadline: in loop time.
@@ -38,7 +40,7 @@ class Supplier:
         texts: TaskTexts,
         engine: ServiceClient | None,
         tokenizer: StatelessTokenizer | None,
-        executor: Executor,
+        threads: FairThreads,
         dim: int,
         deadline: float,
         timings: Timings,
@@ -46,7 +48,7 @@ class Supplier:
         self._texts = texts
         self._engine = engine
         self._tokenizer = tokenizer
-        self._executor = executor
+        self._threads = threads
         self._dim = dim
         self._deadline = deadline
         self._timings = timings
@@ -108,7 +110,8 @@ class Supplier:
         started = time.monotonic()
         limit = task.query_length if role == "query" else task.document_length
         string, field = self._texts.string, self._texts.field
-        made = await tokenise(self._executor, self._tokenizer, role, texts, string, field, limit, task.truncation)
+        in_thread = partial(self._threads.run, task.client, self)
+        made = await tokenise(in_thread, self._tokenizer, role, texts, string, field, limit, task.truncation)
         self._texts.tokenized.update(zip(texts, made, strict=True))
         self._timings.tokenize += time.monotonic() - started
 
