@@ -92,7 +92,7 @@ def _serve(child: Child, settings: EngineSettings, model: LoadedModel, encoder: 
     endpoint.watch(child.lifeline)
     running = RunningFile(Path(settings.running_path))
     service = EngineService(
-        endpoint, EncodeQueue(settings.max_batch_tokens), thread, running, encoder.check, rate, settings.horizon
+        endpoint, EncodeQueue(settings.max_batch_tokens), thread, running, encoder.rules.check, rate, settings.horizon
     )
     pulse = Pulse(child, seconds)
     settle_collector()

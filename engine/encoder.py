@@ -7,7 +7,6 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from engine.model_spec import LoadedModel
 from engine.modern_bert import ModernBert
 from engine.modern_bert_config import ModernBertConfig
 from engine.packing import PackedBatch, PackedTexts, fill_up, pack, split
+from engine.text_rules import TextRules
 from ipc.messages import Role, TextSpec
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -67,8 +67,6 @@ class Encoder:
         self.device = device
         self.is_deterministic = is_deterministic
         self.dim = model.spec.dim
-        self._max_positions = model.max_positions
-        self._vocab_size = model.vocab_size
         self._specs: dict[Role, TextSpec] = {"query": model.spec.query, "document": model.spec.document}
         network = _load_network(model, dtype, device)
         self._network, self._is_same_launches = network.forward, network.is_same_launches
@@ -77,7 +75,8 @@ class Encoder:
             (Linear(*_to(device, load_projection(projection, dtype))), _ACTIVATIONS[projection.activation])
             for projection in model.projections
         ]
-        self._is_skipped = {role: self._skip_table(spec.skip_token_ids) for role, spec in self._specs.items()}
+        skipped: dict[Role, Sequence[int]] = {role: spec.skip_token_ids for role, spec in self._specs.items()}
+        self.rules = TextRules(model.vocab_size, model.max_positions, skipped)
 
     @classmethod
     def load(cls, model: LoadedModel, device: str, dtype: str, threads: int, is_deterministic: bool = False) -> Encoder:
@@ -109,8 +108,8 @@ class Encoder:
     def stays_finite(self) -> bool:
         """Whether texts of many random ids, as long as the model takes them, have finite embeddings."""
         generator = torch.Generator().manual_seed(0)
-        length = min(self._max_positions, 512)
-        ids = torch.randint(self._vocab_size, (8 * length,), generator=generator, dtype=torch.int32)
+        length = min(self.rules.max_positions, 512)
+        ids = torch.randint(self.rules.vocab_size, (8 * length,), generator=generator, dtype=torch.int32)
         texts = PackedTexts(["document"] * 8, array("i", ids.tolist()), [length] * 8, [0] * 8)
         return bool(torch.isfinite(self.encode(texts).embeddings).all())
 
@@ -119,43 +118,12 @@ class Encoder:
         """As `--dtype` names it, never "auto"."""
         return str(self.dtype).removeprefix("torch.")
 
-    def check(self, token_ids: memoryview, expansion: int = 0) -> str | None:
-        """What is wrong with one text, naming field and rule; None if nothing is. Cheap: for whoever queues texts.
-
-        Args:
-            token_ids: int32.
-            expansion: how many of the last ids are expansion rows.
-        """
-        if not 1 <= len(token_ids) <= self._max_positions:
-            return f"token_ids: {len(token_ids)} ids, expected 1 to {self._max_positions}"
-        if not 0 <= expansion < len(token_ids):
-            return (
-                f"expansion: {expansion} rows of a text of {len(token_ids)} ids, expected at least one id before them"
-            )
-        # numpy: a loop over a long text would hold Python's lock. Unsigned, one pass finds negative ones too
-        if int(np.frombuffer(token_ids, np.uint32).max()) < self._vocab_size:
-            return None
-        ids = np.frombuffer(token_ids, np.int32)
-        wrong = int(ids[(ids < 0) | (ids >= self._vocab_size)][0])
-        return f"token_ids: {wrong}, expected 0 to {self._vocab_size - 1}, the model's vocabulary"
-
-    def num_rows(self, role: Role, token_ids: memoryview) -> int:
-        """How many of a text's rows are scored: all but those of skipped tokens.
-
-        Args:
-            token_ids: int32, as `check` lets them pass.
-        """
-        table = self._is_skipped[role]
-        if table is None:
-            return len(token_ids)
-        return len(token_ids) - int(np.count_nonzero(table.take(np.frombuffer(token_ids, np.int32))))
-
     @torch.inference_mode()
     def encode(self, texts: PackedTexts) -> EncodedTexts:
         """The embeddings of a batch, which may mix roles.
 
         Raises:
-            ValueError: `check` finds a text wrong, or fields do not fit each other; the message names text and field.
+            ValueError: its rules find a text wrong, or fields do not fit each other; the message names text and field.
         """
         self._check_all(texts)
         if not self.is_deterministic or len(texts.lengths) == 1:
@@ -172,7 +140,7 @@ class Encoder:
             The seconds of a full batch.
         """
         seconds = 0.0
-        for length in (32, min(self._max_positions, 8192, max_batch_tokens), min(self._max_positions, 256)):
+        for length in (32, min(self.rules.max_positions, 8192, max_batch_tokens), min(self.rules.max_positions, 256)):
             count = max(1, max_batch_tokens // length)
             texts = PackedTexts(["document"] * count, array("i", [0] * (length * count)), [length] * count, [0] * count)
             kept: deque[EncodedTexts] = deque(maxlen=2)  # as many batches may be on their way
@@ -213,40 +181,29 @@ class Encoder:
             return
         token_ids, start = memoryview(texts.token_ids), 0
         for number, (length, expansion) in enumerate(zip(texts.lengths, texts.expansion, strict=False)):
-            problem = self.check(token_ids[start : start + length], expansion)
+            problem = self.rules.check(token_ids[start : start + length], expansion)
             if problem is not None:
                 raise ValueError(f"text {number}: {problem}")
             start += length
 
     def _are_fine(self, texts: PackedTexts) -> bool:
-        """Whether `check` would pass them all, in a few steps for all of them. False says nothing."""
-        ids = np.frombuffer(texts.token_ids, np.int32)
-        lengths, expansion = np.array(texts.lengths), np.array(texts.expansion)
-        if not len(ids) or lengths.shape != expansion.shape:
+        """Whether the rules pass them all, in a few steps for all of them. False says nothing."""
+        if len(texts.lengths) != len(texts.expansion) or not self.rules.are_fine(texts.token_ids, texts.lengths):
             return False
-        is_known = ids.min() >= 0 and ids.max() < self._vocab_size
-        has_room = lengths.min() >= 1 and lengths.max() <= self._max_positions
-        return bool(is_known and has_room and expansion.min() >= 0 and (expansion < lengths).all())
-
-    def _skip_table(self, token_ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
-        """[vocab_size] bool, or None where nothing is skipped: a look-up costs a hundredth of a search."""
-        if not token_ids:
-            return None
-        table = np.zeros(self._vocab_size, np.bool_)
-        table[list(token_ids)] = True
-        return table
+        expansion = np.array(texts.expansion)
+        return bool((expansion >= 0).all() and (expansion < texts.lengths).all())
 
     def _leave_out_skipped(self, embeddings: torch.Tensor, texts: PackedTexts) -> EncodedTexts:
         """Which rows stay is found out on the CPU, where the ids came from: nothing waits for the device."""
-        if all(self._is_skipped[role] is None for role in texts.roles):
+        tables = {role: table for role in self._specs if (table := self.rules.skip_table(role)) is not None}
+        if tables.keys().isdisjoint(texts.roles):
             return EncodedTexts(embeddings, list(texts.lengths))
         lengths = torch.tensor(texts.lengths)
         token_ids = torch.frombuffer(texts.token_ids, dtype=torch.int32)
         is_kept = torch.ones(len(token_ids), dtype=torch.bool)
-        for role, table in self._is_skipped.items():
-            if table is not None:
-                has_role = torch.tensor([each == role for each in texts.roles]).repeat_interleave(lengths)
-                is_kept &= ~(torch.from_numpy(table)[token_ids] & has_role)
+        for role, table in tables.items():
+            has_role = torch.tensor([each == role for each in texts.roles]).repeat_interleave(lengths)
+            is_kept &= ~(torch.from_numpy(table)[token_ids] & has_role)
         kept = is_kept.nonzero()[:, 0]
         owners = torch.repeat_interleave(lengths)[kept]
         rows: list[int] = torch.bincount(owners, minlength=len(lengths)).tolist()

@@ -5,7 +5,7 @@ wants to score meanwhile waits for it.
 
 A graph has fixed shapes, so a batch is filled up to the next of its sizes with a text of its own that nobody reads.
 All are captured at start. Graphs share the memory of what they compute in between, as one is replayed after the other.
-A batch that is larger than the largest, or of very many texts, is launched in the usual way.
+A batch that is larger than the largest, or of very many and very short texts, is launched in the usual way.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.encode_queue import MAX_BATCH_TEXTS
 from engine.packing import DeviceLengths, PackedBatch
 
-TOKENS_PER_TEXT = 32  # a batch of more and shorter texts is launched in the usual way, unless it is one of a few texts
+TOKENS_PER_TEXT = 32  # a batch of more and shorter texts is launched in the usual way, unless it is a small one
+TOKENS_PER_SHORT_TEXT = 8  # in a batch of at most SHORT_TEXTS: room for more costs attention an empty program each
+SHORT_TEXTS = MAX_BATCH_TEXTS
 FEW_TEXTS = 8
 SMALLEST = (64, 128)  # tokens; the next sizes are multiples of STEP
 STEP = 256  # a batch is filled up with half of it on average: less than a hundredth of a full one
@@ -89,7 +92,7 @@ def sizes_up_to(max_tokens: int) -> list[int]:
 
 
 def _most_texts(size: int) -> int:
-    return max(FEW_TEXTS, size // TOKENS_PER_TEXT)
+    return max(FEW_TEXTS, size // TOKENS_PER_TEXT, min(SHORT_TEXTS, size // TOKENS_PER_SHORT_TEXT))
 
 
 def _capture(forward: Forward, size: int, device: torch.device, pool: Any) -> _Graph:

@@ -28,6 +28,7 @@ class Division:
 # same batch, which they wait for some microseconds. By itself libgomp lets them spin for milliseconds, on cores that
 # somebody else needs: the engine, an API server, another container. Decision 0009.
 SPINS = "10000"
+TOKENISING_THREADS = 2  # of an API server, at most: more of them wait for Python's lock, and the event loop behind them
 WORKER_THREADS_ON_CUDA = 2  # one decides and launches scoring, one launches encoding
 
 
@@ -41,13 +42,18 @@ def divide_cores(cores: int, api_server_count: int, has_engine: bool, uses_cuda:
     """
     if uses_cuda:
         rest = cores - WORKER_THREADS_ON_CUDA
-        return Division(cores, max(1, rest // api_server_count), 0, WORKER_THREADS_ON_CUDA)
-    api_server = max(1, cores // (4 * api_server_count))
+        return Division(cores, _tokenising_threads(rest, api_server_count), 0, WORKER_THREADS_ON_CUDA)
+    api_server = _tokenising_threads(cores // 4, api_server_count)
     if not has_engine:
         return Division(cores, api_server, 0, max(1, cores - cores // 4))
     if cores <= 4:
         return Division(cores, api_server, cores, cores)
     return Division(cores, api_server, cores // 2, cores - cores // 2 - cores // 4)
+
+
+def _tokenising_threads(cores: int, api_server_count: int) -> int:
+    """Of each API server, where they share so many cores."""
+    return min(TOKENISING_THREADS, max(1, cores // api_server_count))
 
 
 def count_cores() -> int:

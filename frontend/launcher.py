@@ -216,7 +216,7 @@ class _Launcher:
         metrics.mkdir(exist_ok=True)
         environment = thread_environment(self._division.api_server) | {
             "PROMETHEUS_MULTIPROC_DIR": str(metrics),
-            "TOKENIZERS_PARALLELISM": "true" if self._division.api_server > 1 else "false",
+            "TOKENIZERS_PARALLELISM": "false",  # pieces of work are side by side, each in a thread of its own, in turn
             "MALLOC_ARENA_MAX": "2",  # two malloc arenas in place of eight per core: resident memory stays small
         }
         return Launch("frontend.api_server", settings, environment, (theirs.fileno(),))

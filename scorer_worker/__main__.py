@@ -109,7 +109,7 @@ def _serve(child: Child, settings: WorkerSettings, model: LoadedModel | None) ->
     hosted = None
     if encoder is not None and thread is not None and model is not None:
         if device.type == "cuda":
-            rehearse(thread, arena, encoder.num_rows, settings.max_batch_tokens, model.max_positions)
+            rehearse(thread, arena, encoder.rules.num_rows, settings.max_batch_tokens, model.max_positions)
         hosted = _host(settings, arena, encoder, thread)
     fingerprint = model.fingerprint if model is not None else _fingerprint_of_dim(arena.rows.shape[1])
     endpoint = Endpoint(
@@ -238,9 +238,7 @@ def _host(settings: WorkerSettings, arena: Arena, encoder: Encoder, thread: Enco
     from scorer_worker.hosted_encoder import HostedEncoder
 
     running = RunningFile(Path(settings.running_path + ".encoder"))
-    return HostedEncoder(
-        EncodeQueue(settings.max_batch_tokens), thread, arena, running, encoder.check, encoder.num_rows
-    )
+    return HostedEncoder(EncodeQueue(settings.max_batch_tokens), thread, arena, running, encoder.rules)
 
 
 def _describe(

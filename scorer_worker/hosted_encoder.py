@@ -12,7 +12,7 @@ H4  The encoder's thread writes into the entries that a batch had when it was st
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -22,6 +22,7 @@ import torch
 from engine.encode_queue import EncodeQueue, QueuedText
 from engine.encoder import EncodedTexts
 from engine.encoder_thread import EncodedBatch, EncoderThread
+from engine.text_rules import TextRules
 from ipc.messages import Role
 from ipc.running import RequestName, RunningFile
 from scorer_worker.arena import Arena
@@ -43,8 +44,7 @@ class HostedEncoder:
     """Queue and thread of the encoder, and the entries it fills.
 
     Args:
-        check: token ids -> what is wrong with them, or None.
-        num_rows: (role, token ids) -> how many rows will be scored (skipped tokens left out).
+        rules: the encoder's.
     """
 
     def __init__(
@@ -53,15 +53,13 @@ class HostedEncoder:
         thread: EncoderThread,
         arena: Arena,
         running: RunningFile,
-        check: Callable[[memoryview], str | None],
-        num_rows: Callable[[Role, memoryview], int],
+        rules: TextRules,
     ) -> None:
         self._queue = queue
         self._thread = thread
         self._arena = arena
         self._running = running
-        self._check = check
-        self._num_rows = num_rows
+        self.rules = rules
         self._entries: dict[bytes, Entry] = {}  # H1
         self._started: deque[Mapping[bytes, Entry]] = deque()  # of the batches on their way, the entries they had: H4
         self._by_value: set[RequestName] = set()  # waiters who want embeddings, not an entry: H3
@@ -88,10 +86,6 @@ class HostedEncoder:
     def forgive(self, name: RequestName) -> None:
         self._running.forgive(name)
 
-    def check(self, token_ids: memoryview) -> str | None:
-        """What is wrong with a text, or None."""
-        return self._check(token_ids)
-
     def num_rows(self, key: bytes, text: SuppliedIds) -> int:
         """How many rows an entry for this text gets.
 
@@ -100,8 +94,8 @@ class HostedEncoder:
         """
         queued = self._queue.find(key)
         if queued is not None:
-            return self._num_rows(queued.role, queued.token_ids)
-        return self._num_rows(text.role, text.token_ids)
+            return self.rules.num_rows(queued.role, queued.token_ids)
+        return text.rows
 
     def fill(self, entry: Entry, text: SuppliedIds, job: Job) -> None:
         """Encode a text into its reserved entry; the job waits for it."""

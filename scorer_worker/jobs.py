@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ipc.arrays import ITEM_BYTES, split_keys
@@ -51,6 +51,7 @@ class SuppliedIds:
     role: Role
     token_ids: memoryview  # int32
     expansion: int
+    rows: int  # that are scored
 
 
 @dataclass(slots=True, eq=False)
@@ -82,8 +83,15 @@ class Job:
         return self.request.name
 
 
-def read_job(request: Request, is_suspect: bool, now: float) -> Job:
-    """A job from a decoded `Score`, whose arrays have been checked by the codec."""
+CountRows = Callable[[Role, memoryview, memoryview], Sequence[int]]
+
+
+def read_job(request: Request, is_suspect: bool, now: float, count_rows: CountRows | None = None) -> Job:
+    """A job from a decoded `Score`, whose arrays have been checked by the codec.
+
+    Args:
+        count_rows: (role, token ids, lengths) -> how many rows of each text are scored; None: all of them.
+    """
     message = request.message
     assert isinstance(message, Score)
     frames = request.frames
@@ -96,7 +104,7 @@ def read_job(request: Request, is_suspect: bool, now: float) -> Job:
         if isinstance(part, SuppliedEmbeddings):
             supplied.update((keys[text.position], text) for text in _read_rows(part, request))
         else:
-            supplied.update((keys[text.position], text) for text in _read_ids(part, request))
+            supplied.update((keys[text.position], text) for text in _read_ids(part, request, count_rows))
     return Job(request, message, keys, places, supplied, num_pairs(message), is_suspect, now)
 
 
@@ -115,13 +123,14 @@ def _read_rows(part: SuppliedEmbeddings, request: Request) -> list[SuppliedRows]
     return texts
 
 
-def _read_ids(part: SuppliedTokens, request: Request) -> list[SuppliedIds]:
+def _read_ids(part: SuppliedTokens, request: Request, count_rows: CountRows | None) -> list[SuppliedIds]:
     which, lengths, expansion, token_ids = (
         request.frames[ref.frame - 1].cast("i") for ref in (part.which, part.lengths, part.expansion, part.token_ids)
     )
+    rows = count_rows(part.role, token_ids, lengths) if count_rows is not None else lengths
     texts = []
     offset = 0
-    for position, length, extra in zip(which, lengths, expansion, strict=True):
-        texts.append(SuppliedIds(position, part.role, token_ids[offset : offset + length], extra))
+    for position, length, extra, scored in zip(which, lengths, expansion, rows, strict=True):
+        texts.append(SuppliedIds(position, part.role, token_ids[offset : offset + length], extra, scored))
         offset += length
     return texts

@@ -5,9 +5,9 @@ give finished embeddings to their jobs, start the encoder, read a request, or gi
 itself: the batcher says what is scored next, the directory who gets room, the encode queue what is encoded.
 
     W1  Every request is answered once, or dropped because its client has gone or cancelled it.
-    W2  A waiting job holds nothing; jobs that need room get it in the order in which they came. A job that brings no
-        texts needs none, and does not wait behind them; unless the first of them has waited for STUCK_SECONDS, because
-        what is held may be in its way.
+    W2  A waiting job holds nothing. Jobs that need room get it in turn: clients take turns, the jobs of one come in
+        order, and whose turn it is keeps it until there is room. A job that brings no texts needs none, and does not
+        wait behind them; unless the first of them has waited for STUCK_SECONDS, because what is held may be in its way.
     W3  Entries are unpinned by whoever ends the job, whatever ended it.
     W4  Whatever is done for a request, its name stands in the running file meanwhile, not only while it is scored: a
         request that ends the worker as it is read, or as it gets room, is known to the next one too.
@@ -22,18 +22,18 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
 from engine.encode_requests import EncodeRequests
 from ipc.arrays import FrameWriter
-from ipc.messages import MAX_ALIGNED_ROWS, Alignment, Encode, ErrorCode, Missing, Score, Scores
+from ipc.messages import MAX_ALIGNED_ROWS, Alignment, Encode, ErrorCode, Missing, Score, Scores, SuppliedTokens
 from ipc.running import MAX_DEATHS, RequestName, RunningFile
 from ipc.service import Cancelled, Endpoint, Event, Gone, Request
 from scorer_worker.arena import Arena, as_tensor, is_finite
 from scorer_worker.batcher import Batcher, PairSlice, ScoringJob
+from scorer_worker.by_client import ByClient
 from scorer_worker.device import TRAITS
 from scorer_worker.hosted_encoder import EncodedText, HostedEncoder
 from scorer_worker.jobs import Job, JobState, SuppliedIds, SuppliedRows, read_job
@@ -41,7 +41,6 @@ from scorer_worker.memory_plan import memory_statistics
 from scorer_worker.pairs import PLACE_BYTES, AlignedRows, PairGroup, places_of
 from scorer_worker.scorer import Scorer
 from scorer_worker.store import Entry, EntryState, NewEntry, TooLarge
-from scorer_worker.unread import Unread
 
 LIGHT_TEXTS = 64  # of a request that is read when it comes
 READ_SECONDS = 0.0003  # of one step: more requests are read, if they are small, and scored together
@@ -75,14 +74,14 @@ class Worker:
         self._running = running
         self._encoder = encoder
         self._encode_requests = (
-            EncodeRequests(endpoint, encoder, encoder.check, self._forgive) if encoder is not None else None
+            EncodeRequests(endpoint, encoder, encoder.rules.check, self._forgive) if encoder is not None else None
         )
         self._keep_entries = keep_entries
         self._dim = arena.rows.shape[1]
         self._traits = TRAITS[arena.rows.device.type]
         self._jobs: dict[RequestName, Job] = {}
-        self._unread = Unread()  # those that are not light (W6)
-        self._waiting: OrderedDict[RequestName, Job] = OrderedDict()  # W2
+        self._unread: ByClient[Request] = ByClient()  # those that are not light (W6)
+        self._waiting: ByClient[Job] = ByClient()  # W2
         self._has_taken_step = False
         self._steps = 0  # since the encoder had something new
         self._next_expiry = 0.0
@@ -171,7 +170,7 @@ class Worker:
             case Request() if _is_light(event):
                 self._read(event)
             case Request():
-                self._unread.add(event.message.client, event)
+                self._unread.add(event.message.client, event.name, event)
             case Cancelled(name):
                 job = self._jobs.get(name)
                 if job is not None:
@@ -197,7 +196,8 @@ class Worker:
             return False
         end = time.monotonic() + READ_SECONDS
         while len(self._unread):
-            request = self._unread.pop_next()
+            request = self._unread.first()
+            self._unread.remove(request.name)
             if request.deadline <= time.monotonic():
                 self._expire(request.name, "not read within the request's time")
             else:
@@ -230,7 +230,8 @@ class Worker:
             assert self._encode_requests is not None
             self._encode_requests.take(request, message, deaths > 0)
             return
-        job = read_job(request, deaths > 0, time.monotonic())
+        count_rows = self._encoder.rules.rows_of if self._encoder is not None else None
+        job = read_job(request, deaths > 0, time.monotonic(), count_rows)
         complaint = self._complaint(job)
         if complaint is not None:
             self._refuse(request, *complaint)
@@ -238,7 +239,7 @@ class Worker:
         self._jobs[job.name] = job
         self.counters["requests"] += 1
         if job.supplied or self._is_first_stuck:
-            self._waiting[job.name] = job
+            self._waiting.add(job.message.client, job.name, job)
         else:
             is_admitted = self._admit(job)
             assert is_admitted, "what needs no room has it"
@@ -254,19 +255,34 @@ class Worker:
 
     def _complaint(self, job: Job) -> tuple[str, int | None] | None:
         """What is wrong with what a job supplies, and the position of the text to blame."""
+        if (complaint := self._complaint_of_ids(job)) is not None:
+            return complaint
         for text in job.supplied.values():
-            if isinstance(text, SuppliedIds):
-                if self._encoder is None:
-                    return "this worker hosts no encoder: supply embeddings", text.position
-                problem = self._encoder.check(text.token_ids)
-                if problem is not None:
-                    return problem, text.position
-            elif text.rows and text.embeddings.nbytes % (text.rows * self._dim) != 0:
+            if isinstance(text, SuppliedRows) and text.rows and text.embeddings.nbytes % (text.rows * self._dim) != 0:
                 return f"embeddings: not {self._dim} wide", text.position
         for ref in job.message.supplied:
             embeddings = getattr(ref, "embeddings", None)
             if embeddings is not None and embeddings.shape[1] != self._dim:
                 return f"embeddings: dim {embeddings.shape[1]}, expected {self._dim}", None
+        return None
+
+    def _complaint_of_ids(self, job: Job) -> tuple[str, int | None] | None:
+        parts = [part for part in job.message.supplied if isinstance(part, SuppliedTokens)]
+        if not parts:
+            return None
+        if self._encoder is None:
+            first = job.request.frames[parts[0].which.frame - 1].cast("i")
+            return "this worker hosts no encoder: supply embeddings", first[0]
+        rules, frames = self._encoder.rules, job.request.frames
+        if all(
+            rules.are_fine(*(frames[ref.frame - 1].cast("i") for ref in (part.token_ids, part.lengths)))
+            for part in parts
+        ):
+            return None
+        for text in job.supplied.values():
+            problem = rules.check(text.token_ids) if isinstance(text, SuppliedIds) else None
+            if problem is not None:
+                return problem, text.position
         return None
 
     def _refuse(self, request: Request, message: str, which: int | None = None) -> None:
@@ -290,7 +306,7 @@ class Worker:
         """The job leaves, in whatever state it is (W3)."""
         del self._jobs[job.name]
         self._forgive(job.name)
-        self._waiting.pop(job.name, None)
+        self._waiting.remove(job.name)
         self._batcher.remove(job.name)
         if self._encoder is not None and job.state is JobState.ENCODING:
             self._encoder.drop(job.name)
@@ -302,18 +318,18 @@ class Worker:
     @property
     def _is_first_stuck(self) -> bool:
         """Whether a job has waited for room so long that nobody may take hold of anything before it (W2)."""
-        return bool(self._waiting) and next(iter(self._waiting.values())).arrived + STUCK_SECONDS < time.monotonic()
+        return len(self._waiting) > 0 and self._waiting.first().arrived + STUCK_SECONDS < time.monotonic()
 
     def _admit_next(self) -> bool:
-        """Give room to the job that has waited longest. False: there is none, or it does not fit."""
-        if not self._waiting:
+        """Give room to the job whose turn it is. False: there is none, or it does not fit."""
+        if not len(self._waiting):
             return False
-        job = next(iter(self._waiting.values()))
+        job = self._waiting.first()
         self._running.write([job.name])  # W4
         is_admitted = self._admit(job)
         self._running.clear()
         if is_admitted:
-            self._waiting.pop(job.name, None)
+            self._waiting.remove(job.name)
         return is_admitted
 
     def _admit(self, job: Job) -> bool:

@@ -142,7 +142,7 @@ def test_smaller_dtypes_stay_near(encoder: Encoder, directory: Path, dtype: str,
     ],
 )
 def test_wrong_text_is_named(encoder: Encoder, ids: list[int], expansion: int, message: str) -> None:
-    problem = encoder.check(memoryview(array("i", ids)), expansion)
+    problem = encoder.rules.check(memoryview(array("i", ids)), expansion)
     assert problem is not None
     assert message in problem
     with pytest.raises(ValueError, match="text 1: ") as raised:
@@ -152,7 +152,7 @@ def test_wrong_text_is_named(encoder: Encoder, ids: list[int], expansion: int, m
 
 @pytest.mark.parametrize("ids", [[0], [VOCAB_SIZE - 1] * POSITIONS], ids=["shortest", "longest"])
 def test_text_at_the_limits_is_encoded(encoder: Encoder, ids: list[int]) -> None:
-    assert encoder.check(memoryview(array("i", ids))) is None
+    assert encoder.rules.check(memoryview(array("i", ids))) is None
     assert [len(rows) for rows in encode(encoder, ("query", ids, 0))] == [len(ids)]
 
 
@@ -203,6 +203,6 @@ def test_a_dummy_has_random_weights_in_the_shapes_of_its_config(tmp_path: Path) 
 def test_rows_that_will_be_scored_are_known_before(encoder: Encoder) -> None:
     ids = array("i", [CLS, BANG, 2000, BANG, SEP])
     for role, expected in (("query", 5), ("document", 3)):
-        assert encoder.num_rows(role, memoryview(ids)) == expected  # type: ignore[arg-type]
+        assert encoder.rules.num_rows(role, memoryview(ids)) == expected  # type: ignore[arg-type]
         rows = encoder.encode(PackedTexts([role], ids, [5], [0])).rows  # type: ignore[list-item]
         assert rows == [expected]

@@ -69,7 +69,7 @@ class RunningWorker:
         stack.callback(thread.close)
         endpoint.watch(thread.descriptor)
         running = RunningFile(self._running_path.with_suffix(".encoder"))
-        return HostedEncoder(EncodeQueue(64), thread, arena, running, encoder.check, lambda role, ids: len(ids))
+        return HostedEncoder(EncodeQueue(64), thread, arena, running, encoder.rules)
 
     def stop(self) -> None:
         self._stopping.set()

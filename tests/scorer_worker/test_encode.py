@@ -16,6 +16,7 @@ import torch
 from engine.encode_requests import MAX_ANSWER_BYTES
 from engine.encoder import EncodedTexts, Encoder
 from engine.packing import PackedTexts
+from engine.text_rules import TextRules
 from ipc.arrays import ITEM_BYTES, FrameWriter
 from ipc.client import ServiceClient
 from ipc.errors import ServiceFailed
@@ -38,8 +39,7 @@ class Gated:
     entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     batches: list[list[int]] = field(default_factory=list)
 
-    def check(self, token_ids: memoryview) -> str | None:
-        return "token_ids: too large" if max(token_ids) > 999 else None
+    rules: TextRules = field(default_factory=lambda: TextRules(1000, 1000, {}))
 
     def encode(self, texts: PackedTexts) -> EncodedTexts:
         if len(texts.token_ids) > self.room:
@@ -205,7 +205,7 @@ def test_only_who_asked_for_a_text_that_cannot_fit_is_told(directory: Path) -> N
 def test_a_wrong_text_is_refused_with_its_place(directory: Path) -> None:
     async def test() -> None:
         async with worker_and_client(directory, encoder=cast(Encoder, Gated())) as (_, client):
-            with pytest.raises(ServiceFailed, match="too large") as failed:
+            with pytest.raises(ServiceFailed, match="the model's vocabulary") as failed:
                 await embeddings_of(client, {"a": [1], "b": [1000]})
             assert (failed.value.code, failed.value.which) == (ErrorCode.INVALID_REQUEST, 1)
 
@@ -298,7 +298,7 @@ def test_a_suspect_that_is_refused_is_forgotten(directory: Path) -> None:
             (identity,) = worker.worker._endpoint._peers
             worker.worker._running._suspects[identity, client._next_request_id] = 1
             assert worker.worker.statistics()["suspects"] == 1
-            with pytest.raises(ServiceFailed, match="too large"):
+            with pytest.raises(ServiceFailed, match="the model's vocabulary"):
                 await embeddings_of(client, {"b": [1000]})
             assert worker.worker.statistics()["suspects"] == 0
 

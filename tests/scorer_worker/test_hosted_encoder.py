@@ -17,6 +17,7 @@ from engine.encode_queue import EncodeQueue, QueuedText
 from engine.encoder import EncodedTexts, Encoder
 from engine.encoder_thread import EncodedBatch, EncoderThread
 from engine.packing import PackedTexts
+from engine.text_rules import TextRules
 from ipc.arrays import FrameWriter
 from ipc.messages import Score
 from ipc.running import RunningFile
@@ -93,14 +94,16 @@ def test_only_who_waits_for_the_text_that_cannot_fit_is_told(tmp_path: Path, mad
     arena = Arena(2**16, DIM, torch.float32, torch.device("cpu"))
     made.append(EncoderThread(cast(Encoder, SmallDevice(room=10))))
     running = RunningFile(tmp_path / "running")
-    hosted = HostedEncoder(EncodeQueue(100), made[0], arena, running, lambda ids: None, lambda role, ids: len(ids))
+    hosted = HostedEncoder(EncodeQueue(100), made[0], arena, running, TextRules(1000, 1000, {}))
     entries = {}
     for number, length in enumerate([4, 20, 6]):
         key = bytes([number]) * 16
         reserved = arena.directory.admit([], [NewEntry(key, length, length)])
         assert reserved is not None
         entries[number] = reserved[0]
-        hosted.fill(reserved[0], SuppliedIds(0, "document", memoryview(array("i", [0] * length)), 0), job(number, key))
+        hosted.fill(
+            reserved[0], SuppliedIds(0, "document", memoryview(array("i", [0] * length)), 0, length), job(number, key)
+        )
     hosted.launch()
     told = {text.waiter[1]: text.is_encoded for text in finished(hosted, made[0])}
     assert told == {0: True, 1: False, 2: True}
@@ -117,7 +120,7 @@ def test_a_job_that_comes_while_its_text_is_encoded_by_value_gets_it_too(
     arena = Arena(2**16, DIM, torch.float32, torch.device("cpu"))
     made.append(EncoderThread(cast(Encoder, SmallDevice(room=100))))
     running = RunningFile(tmp_path / "running")
-    hosted = HostedEncoder(EncodeQueue(100), made[0], arena, running, lambda ids: None, lambda role, ids: len(ids))
+    hosted = HostedEncoder(EncodeQueue(100), made[0], arena, running, TextRules(1000, 1000, {}))
     ids = {length: memoryview(array("i", [0] * length)) for length in (3, 5)}
     by_value = (b"i" * 16, 7)
     for length, token_ids in ids.items():
@@ -125,7 +128,7 @@ def test_a_job_that_comes_while_its_text_is_encoded_by_value_gets_it_too(
     hosted.launch()
     reserved = arena.directory.admit([], [NewEntry(bytes([5]) * 16, 5, 5)])
     assert reserved is not None
-    hosted.fill(reserved[0], SuppliedIds(0, "document", ids[5], 0), job(1, bytes([5]) * 16))
+    hosted.fill(reserved[0], SuppliedIds(0, "document", ids[5], 0, 5), job(1, bytes([5]) * 16))
     told = finished(hosted, made[0])
     assert [text.waiter[1] for text in told] == [7, 7, 1]
     arena.directory.unpin(reserved)

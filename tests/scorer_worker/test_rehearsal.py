@@ -36,7 +36,7 @@ def test_every_length_is_run_and_the_store_is_empty_again(tmp_path: Path) -> Non
     encoder = Encoder.load(model, "cpu", "float32", 1)
     thread = Counted(encoder)
     arena = Arena(2**20, model.spec.dim, torch.float32, torch.device("cpu"))
-    rehearse(thread, arena, encoder.num_rows, 200, longest=96)
+    rehearse(thread, arena, encoder.rules.num_rows, 200, longest=96)
     thread.close()
     assert thread.lengths == [8] * BATCHES + [32] * BATCHES + [96] * BATCHES
     assert thread.tokens == [200] * BATCHES + [192] * 2 * BATCHES
@@ -51,6 +51,6 @@ def test_a_store_that_is_too_small_is_left_alone(tmp_path: Path) -> None:
     encoder = Encoder.load(model, "cpu", "float32", 1)
     thread = EncoderThread(encoder)
     arena = Arena(2**16, model.spec.dim, torch.float32, torch.device("cpu"))
-    rehearse(thread, arena, encoder.num_rows, 4096, longest=96)
+    rehearse(thread, arena, encoder.rules.num_rows, 4096, longest=96)
     thread.close()
     assert arena.directory.statistics().insertions == 0
