@@ -14,7 +14,7 @@ from ipc.errors import ServiceFailed
 from ipc.messages import Encode, Encoded, ErrorCode, FloatDType, Role
 
 TOKENISE_TEXTS = 64  # in one piece of a thread's work: 2 to 10 ms (by hand), which others wait for
-PART_TEXTS = 256  # to encode in one message: to read and queue one costs its service 10 us or so, and others wait
+PART_TEXTS = 128  # to encode in one message: to read and queue one costs its service 10 us or so, and others wait
 
 InThread = Callable[[Callable[[], TokenizedTexts]], Awaitable[TokenizedTexts]]
 

@@ -59,7 +59,7 @@ async def _cut(texts: TaskTexts, pairs: Sequence[int], supply: set[int], limits:
     seen: set[int] = set()
     rows = size = 0
     grain = limits.row_grain
-    async for some in in_turns(pairs):
+    async for some in in_turns(pairs, of=len(texts)):
         for position in some:
             both = texts.pair(position)
             new = [text for text in both if text not in seen]

@@ -38,7 +38,7 @@ from frontend.run_all import run_all
 from frontend.supplier import Supplier
 from frontend.task_texts import TaskTexts
 from frontend.tokenizer import StatelessTokenizer
-from frontend.turns import end_turn
+from frontend.turns import end_turn, in_turns
 from ipc.arrays import FrameWriter
 from ipc.client import Frames, Service, ServiceClient
 from ipc.errors import ServiceFailed
@@ -228,7 +228,7 @@ class _Ranking:
         await end_turn(len(texts))
         new = self._new_texts()
         if new:
-            self._tell_missing(new)
+            await self._tell_missing(new)
         await self._supplier.tokenise(new)
         await end_turn(len(texts))
         await self._score_pairs(range(texts.num_pairs), texts.by_value | new)
@@ -273,7 +273,7 @@ class _Ranking:
         """Have the worker score the part; supply what it lacks, in smaller parts where that is much."""
         missing = await self._ask(part)
         if attempt == 1 and not self._is_aligning:
-            self._tell_missing(missing)
+            await self._tell_missing(missing)
         if not missing:
             return
         if attempt == ATTEMPTS:
@@ -284,13 +284,16 @@ class _Ranking:
         await self._supplier.tokenise(supply)
         await self._score_pairs(part.pairs, supply, attempt + 1, part.deaths)
 
-    def _tell_missing(self, missing: set[int]) -> None:
+    async def _tell_missing(self, missing: set[int]) -> None:
         """
         Raises:
             ServiceFailed: OVERLOADED, there is no room to encode them.
         """
         texts = self._texts
-        self._task.on_missing(sum(len(bytes_of(texts.string(i))) for i in missing if i not in texts.by_value))
+        size = 0
+        async for some in in_turns(list(missing), of=len(texts)):
+            size += sum([len(bytes_of(texts.string(text))) for text in some if text not in texts.by_value])
+        self._task.on_missing(size)
 
     async def _ask(self, part: Part) -> set[int]:
         """Send one Score.

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -23,13 +24,19 @@ MOST_ROUNDS = 32  # of others between two turns
 LARGE = 1024  # items of what is not worth cutting below
 
 _encoder = msgspec.json.Encoder()
+_gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
-async def in_turns(items: Sequence[T]) -> AsyncIterator[Sequence[T]]:
-    """The items in runs of STRIDE; between two of them, every TURN_SECONDS, the event loop does what else there is."""
-    if len(items) <= LARGE:
+async def in_turns(items: Sequence[T], of: int = 0) -> AsyncIterator[Sequence[T]]:
+    """The items in runs of STRIDE; before them, and every TURN_SECONDS, the event loop does what else there is.
+
+    Args:
+        of: how many the request has, if these are a part of them: it is cut if either is LARGE.
+    """
+    if max(len(items), of) <= LARGE:
         yield items
         return
+    await _let_others_go()  # parts of one request come together
     end = time.perf_counter() + TURN_SECONDS
     for start in range(0, len(items), STRIDE):
         yield items[start : start + STRIDE]
@@ -68,11 +75,24 @@ async def best_first(scores: Sequence[float]) -> list[int]:
 async def _let_others_go() -> None:
     """Until the event loop has nothing else to do, within bounds: a small request takes ten steps or so on its way,
     some of 5 us and some of 300, and would wait for a turn of somebody's large one before each.
+
+    Of several that wait here, parts of one request or several large ones, each has a turn before the next one looks:
+    ten parts that went on in the same round held everybody up for ten turns.
     """
-    quiet = 0
-    for _ in range(MOST_ROUNDS):
-        before = time.perf_counter()
-        await asyncio.sleep(0)
-        quiet = quiet + 1 if time.perf_counter() - before < QUIET_SECONDS else 0
-        if quiet == QUIET_ROUNDS:
-            return
+    async with _gate():
+        quiet = 0
+        for _ in range(MOST_ROUNDS):
+            before = time.perf_counter()
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if time.perf_counter() - before < QUIET_SECONDS else 0
+            if quiet == QUIET_ROUNDS:
+                return
+
+
+def _gate() -> asyncio.Lock:
+    """The running event loop's; who waits goes in order."""
+    loop = asyncio.get_running_loop()
+    gate = _gates.get(loop)
+    if gate is None:
+        gate = _gates[loop] = asyncio.Lock()
+    return gate

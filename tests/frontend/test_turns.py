@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -42,7 +43,7 @@ def test_others_have_the_event_loop_between_the_turns_of_long_work(monkeypatch: 
         await asyncio.gather(long_work(), short_work())
 
     asyncio.run(both())
-    assert seen[:6] == ["long", "short"] * 3
+    assert seen[:7] == ["short", "long", "short", "long", "short", "long", "long"]
     assert seen[-1] == "end"
 
 
@@ -82,14 +83,60 @@ def test_somebody_with_many_steps_is_through_before_long_work_goes_on(monkeypatc
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(turns, "QUIET_SECONDS", math.inf)
     steps = turns.QUIET_ROUNDS
-    assert order_beside(steps) == ["large", *["small"] * steps, "large"]
+    assert order_beside(2 * steps) == [*["small"] * steps, "large", *["small"] * steps, "large"]
 
 
 def test_somebody_who_never_ends_leaves_long_work_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     monkeypatch.setattr(turns, "QUIET_SECONDS", 0.0)  # no round is quiet
     order = order_beside(10 * turns.MOST_ROUNDS)
-    assert order[: turns.MOST_ROUNDS + 2] == ["large", *["small"] * turns.MOST_ROUNDS, "large"]
+    assert order[: 2 * (turns.MOST_ROUNDS + 1)] == [*["small"] * turns.MOST_ROUNDS, "large"] * 2
+
+
+def test_parts_of_large_work_do_not_go_on_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is smaller than what is cut; they come in the same round, as the answers to several messages do."""
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(turns, "QUIET_SECONDS", math.inf)
+    order: list[str] = []
+
+    async def part(name: str) -> None:
+        async for some in turns.in_turns(range(2 * turns.STRIDE), of=turns.LARGE + 1):
+            assert len(some) == turns.STRIDE
+            order.append(name)
+
+    async def small() -> None:
+        for _ in range(10 * turns.QUIET_ROUNDS):
+            order.append("small")
+            await asyncio.sleep(0)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(part("one"), part("two"), part("three"), small())
+
+    asyncio.run(all_of_them())
+    assert [each for each in order if each != "small"] == ["one", "two", "three"] * 2
+    places = [place for place, each in enumerate(order) if each != "small"]
+    between = [after - before - 1 for before, after in pairwise(places)]
+    assert min(between) >= turns.QUIET_ROUNDS
+
+
+def test_a_part_that_is_given_up_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+
+    async def part() -> int:
+        return sum([len(some) async for some in turns.in_turns(range(2 * turns.STRIDE), of=turns.LARGE + 1)])
+
+    async def some_given_up() -> list[int | BaseException]:
+        parts = [asyncio.create_task(part()) for _ in range(4)]
+        await asyncio.sleep(0)  # one has its turn next, the others wait behind it
+        parts[0].cancel()
+        parts[2].cancel()
+        async with asyncio.timeout(20):
+            return await asyncio.gather(*parts, return_exceptions=True)
+
+    answers = asyncio.run(some_given_up())
+    assert [answers[1], answers[3]] == [2 * turns.STRIDE] * 2
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert isinstance(answers[2], asyncio.CancelledError)
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, turns.LARGE, turns.LARGE + 1, 3 * turns.LARGE + 7])
