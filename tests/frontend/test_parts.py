@@ -90,5 +90,5 @@ def test_many_short_texts_are_supplied_some_at_a_time(sends_ids: bool) -> None:
     task = RankingTask([TextInput("q", b"q" * KEY_BYTES)], documents, None, b"c" * 8, 0.0, 32, 512)
     limits = Limits(65_536, 2**30, 2**20, row_grain=GRAIN, part_pairs=1024)
     parts = cut(TaskTexts(task, spec(), DIM, sends_ids), set(range(1001)), limits)
-    assert [len(part.pairs) for part in parts] == [255, 255, 255, 235]
+    assert [len(part.pairs) for part in parts] == [PART_TEXTS - 1] * 7 + [1000 - 7 * (PART_TEXTS - 1)]
     assert all(0 in part.supply for part in parts)  # the query
