@@ -16,8 +16,8 @@ import msgspec
 
 T = TypeVar("T")
 
-TURN_SECONDS = 0.0005
-STRIDE = 64  # items between two looks at the clock
+TURN_SECONDS = 0.00025
+STRIDE = 32  # items between two looks at the clock
 QUIET_SECONDS = 50e-6  # a round of the event loop that takes less has done little
 QUIET_ROUNDS = 8  # after so many of these in a row nobody is on his way: a round of nothing takes 1 us
 MOST_ROUNDS = 32  # of others between two turns
