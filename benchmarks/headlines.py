@@ -259,9 +259,9 @@ def _not_reached(scoring: dict[str, Any], mixed: dict[str, Any]) -> str:
         "it hides behind the reading of the others. In one launch with them it adds as much (28 in blocks of 64 "
         "query rows, 55 in blocks of 128), also where more programs have room (two stages); the one document of "
         "8,192 rows adds nothing.",
-        "Whole calls of W7 and W9 took 117 and 456 us in an earlier run, on a host that was faster (21 us for the "
-        "least call): more than the hosts' difference, and more than cutting pairs into items takes on another "
-        "machine (36 and 128 us, by hand; 49 and 150 in the run above). Why is not known.",
+        "Whole calls of W7 and W9 differ by the host: 117 and 456 us in one run, 248 and 655 in another. Side by side "
+        "on one machine, by hand: commit 374aeb1 took 141 and 717 us, ec6f8ea 107 and 724. Of W9's, cutting pairs into "
+        "items takes 230 (long queries 67), before the device has its work.",
         f"A cached Score's p99 beside saturated encoding: {wait:.1f} ms, 2 wanted. By timers in the worker, set by "
         "hand in another run, whose p99 was 2.8 ms: reading, scoring and answering such a Score take 0.35 ms, one "
         "step for somebody else 0.13 ms (p99 0.5 ms), launching a batch 1.9 ms of the encoder's thread. The longest "
