@@ -20,7 +20,7 @@ TURN_SECONDS = 0.00025
 STRIDE = 32  # items between two looks at the clock
 QUIET_SECONDS = 50e-6  # a round of the event loop that takes less has done little
 QUIET_ROUNDS = 8  # after so many of these in a row nobody is on his way: a round of nothing takes 1 us
-MOST_ROUNDS = 32  # of others between two turns
+OTHERS_SECONDS = 0.003  # that others have between two turns, at most: a twelfth of a busy loop is for long work
 LARGE = 1024  # items of what is not worth cutting below
 
 _encoder = msgspec.json.Encoder()
@@ -80,13 +80,13 @@ async def _let_others_go() -> None:
     ten parts that went on in the same round held everybody up for ten turns.
     """
     async with _gate():
-        quiet = 0
-        for _ in range(MOST_ROUNDS):
-            before = time.perf_counter()
+        quiet, before = 0, time.perf_counter()
+        end = before + OTHERS_SECONDS
+        while quiet < QUIET_ROUNDS and before < end:
             await asyncio.sleep(0)
-            quiet = quiet + 1 if time.perf_counter() - before < QUIET_SECONDS else 0
-            if quiet == QUIET_ROUNDS:
-                return
+            after = time.perf_counter()
+            quiet = quiet + 1 if after - before < QUIET_SECONDS else 0
+            before = after
 
 
 def _gate() -> asyncio.Lock:
