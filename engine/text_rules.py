@@ -61,8 +61,10 @@ class TextRules:
             token_ids: of all texts, one after the other.
             lengths: [n], of each; they come to as many ids.
         """
-        if not len(lengths) or not len(token_ids):
-            return not len(lengths)
+        if not len(lengths):
+            return True
+        if not len(token_ids):
+            return False
         sizes = np.asarray(lengths)
         if int(sizes.min()) < 1 or int(sizes.max()) > self.max_positions:
             return False

@@ -35,7 +35,8 @@ WORKER_THREADS_ON_CUDA = 2  # one decides and launches scoring, one launches enc
 def divide_cores(cores: int, api_server_count: int, has_engine: bool, uses_cuda: bool = False) -> Division:
     """The threads of each process.
 
-    Where a CUDA device encodes and scores, the API servers have the cores but those that feed it.
+    Where a CUDA device encodes and scores, the API servers share the cores but those that feed it. On a CPU they have a
+    quarter, and what of it they cannot use the encoder has, or without one the scorer.
 
     Encoding and scoring follow each other in a request's life, so on small machines both get all cores; on larger ones
     they are kept apart, because two OpenMP teams on the same cores wait for each other.
@@ -44,11 +45,12 @@ def divide_cores(cores: int, api_server_count: int, has_engine: bool, uses_cuda:
         rest = cores - WORKER_THREADS_ON_CUDA
         return Division(cores, _tokenising_threads(rest, api_server_count), 0, WORKER_THREADS_ON_CUDA)
     api_server = _tokenising_threads(cores // 4, api_server_count)
+    unused = max(0, cores // 4 - api_server_count * (1 + api_server))  # one more is the event loop's
     if not has_engine:
-        return Division(cores, api_server, 0, max(1, cores - cores // 4))
+        return Division(cores, api_server, 0, max(1, cores - cores // 4 + unused))
     if cores <= 4:
         return Division(cores, api_server, cores, cores)
-    return Division(cores, api_server, cores // 2, cores - cores // 2 - cores // 4)
+    return Division(cores, api_server, cores // 2 + unused, cores - cores // 2 - cores // 4)
 
 
 def _tokenising_threads(cores: int, api_server_count: int) -> int:

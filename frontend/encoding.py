@@ -6,14 +6,17 @@ from array import array
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
-from frontend.tokenizer import BATCH_CHARACTERS, StatelessTokenizer, TokenizedTexts
+from frontend.run_all import run_all
+from frontend.tokenizer import BATCH_CHARACTERS, StatelessTokenizer, TokenizedTexts, first_beginning
 from ipc.arrays import ITEM_BYTES, FrameWriter
 from ipc.client import Frames, ServiceClient
 from ipc.errors import ServiceFailed
 from ipc.messages import Encode, Encoded, ErrorCode, FloatDType, Role
 
 TOKENISE_TEXTS = 64  # in one piece of a thread's work: 2 to 10 ms (by hand), which others wait for
+PIECES_AT_ONCE = 2  # of one request's part: as many as an API server has threads
 PART_TEXTS = 128  # to encode in one message: to read and queue one costs its service 10 us or so, and others wait
 
 InThread = Callable[[Callable[[], TokenizedTexts]], Awaitable[TokenizedTexts]]
@@ -57,22 +60,39 @@ async def tokenise(
         string: what a text says.
         name: what a user calls it.
     """
-    tokenized: list[TokenizedText] = []
-    for some in pieces(texts, string):
-        strings, names = [string(text) for text in some], [name(text) for text in some]
-        result = await in_thread(partial(tokenizer.encode, role, strings, limit, truncation, names))
-        offset = 0
-        for length, expansion in zip(result.lengths, result.expansion, strict=True):
-            tokenized.append(TokenizedText(result.token_ids[offset : offset + length], expansion))
-            offset += length
-    return tokenized
+    parts = list(pieces(texts, string, first_beginning(limit)))
+    made: list[list[TokenizedText]] = [[] for _ in parts]
+    numbered = iter(enumerate(parts))
+
+    async def work() -> None:
+        for number, some in numbered:
+            strings, names = [string(text) for text in some], [name(text) for text in some]
+            result = await in_thread(partial(tokenizer.encode, role, strings, limit, truncation, names))
+            made[number] = list(_split_ids(result))
+
+    if len(parts) <= 1:
+        await work()
+    else:
+        await run_all([work() for _ in range(PIECES_AT_ONCE)])
+    return list(chain.from_iterable(made))
 
 
-def pieces(texts: Sequence[int], string: Callable[[int], str]) -> Iterator[Sequence[int]]:
-    """Texts that are tokenised in one go: at most TOKENISE_TEXTS, of BATCH_CHARACTERS together, or a single one."""
+def _split_ids(result: TokenizedTexts) -> Iterator[TokenizedText]:
+    offset = 0
+    for length, expansion in zip(result.lengths, result.expansion, strict=True):
+        yield TokenizedText(result.token_ids[offset : offset + length], expansion)
+        offset += length
+
+
+def pieces(texts: Sequence[int], string: Callable[[int], str], longest: int) -> Iterator[Sequence[int]]:
+    """Texts that are tokenised in one go: at most TOKENISE_TEXTS, of BATCH_CHARACTERS together, or a single one.
+
+    Args:
+        longest: characters of a text that are tokenised, but for a few.
+    """
     start = size = 0
     for place, text in enumerate(texts):
-        share = len(string(text))
+        share = min(len(string(text)), longest)
         if place > start and (size + share > BATCH_CHARACTERS or place - start == TOKENISE_TEXTS):
             yield texts[start:place]
             start, size = place, 0

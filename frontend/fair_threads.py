@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -38,15 +38,23 @@ class FairThreads:
             request: which of the client's; compared by `==`, and hashed.
         """
         await self._turn(client, request)
-        running: Future[T] = self._executor.submit(work)
-        done = asyncio.wrap_future(running)
+        try:
+            done = asyncio.wrap_future(self._executor.submit(work))
+        except BaseException:  # no thread can be started, or this is closed
+            self._wake_next()
+            raise
         done.add_done_callback(self._give_back)
-        await asyncio.wait([done])  # unlike `await done`, it does not end what runs when this is cancelled (F2)
-        return done.result()
+        try:
+            await asyncio.wait([done])  # unlike `await done`, it does not end what runs when this is cancelled (F2)
+            return done.result()
+        finally:
+            del done  # an exception in it has this frame: no cycle is to be left behind
 
     def close(self) -> None:
-        """What runs ends, nothing else begins."""
+        """What runs ends, nothing else begins: who waits is cancelled."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+        for turn in [turn for requests in self._waiting.values() for row in requests.values() for turn in row]:
+            turn.cancel()
 
     async def _turn(self, client: bytes, request: object) -> None:
         """Until there is a thread for this piece, and it is its turn."""
@@ -58,9 +66,23 @@ class FairThreads:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it had been our turn already
+            if turn.cancelled():
+                self._leave(client, request, turn)
+            else:  # it had been our turn already
                 self._wake_next()
             raise
+
+    def _leave(self, client: bytes, request: object, turn: asyncio.Future[None]) -> None:
+        """A piece waits no longer: nobody loses a place by it."""
+        requests = self._waiting.get(client, {})
+        row = requests.get(request)
+        if row is None or turn not in row:
+            return  # it was passed over meanwhile
+        row.remove(turn)
+        if not row:
+            del requests[request]
+        if not requests:
+            del self._waiting[client]
 
     def _give_back(self, done: asyncio.Future[T]) -> None:
         if not done.cancelled():
@@ -71,7 +93,7 @@ class FairThreads:
         """A thread is free."""
         while self._waiting:
             turn = self._next_turn()
-            if not turn.cancelled():
+            if not turn.cancelled():  # else whoever waited has yet to hear of it
                 turn.set_result(None)
                 return
         self._free += 1

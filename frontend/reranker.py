@@ -289,8 +289,7 @@ class _Ranking:
         Raises:
             ServiceFailed: OVERLOADED, there is no room to encode them.
         """
-        texts = self._texts
-        size = 0
+        texts, size = self._texts, 0
         async for some in in_turns(list(missing), of=len(texts)):
             size += sum([len(bytes_of(texts.string(text))) for text in some if text not in texts.by_value])
         self._task.on_missing(size)

@@ -179,7 +179,7 @@ class StatelessTokenizer:
     def _beginnings(self, texts: Sequence[str], room: int, has_offsets: bool = False) -> Iterator[Encoding]:
         """For each text an encoding without special tokens: of all of it, or of more than its first `room` tokens."""
         encode_batch = self._tokenizer.encode_batch if has_offsets else self._tokenizer.encode_batch_fast
-        enough = _first_beginning(room)
+        enough = first_beginning(room)
         for start, end in _batches(texts, enough):
             batch = texts[start:end]
             encodings = encode_batch([text[:enough] for text in batch], add_special_tokens=False)
@@ -189,7 +189,7 @@ class StatelessTokenizer:
 
     def _longer_beginning(self, text: str, room: int) -> Encoding:
         """The same of one text whose first beginning was not enough."""
-        enough, longest = _first_beginning(room), _longest_beginning(room)
+        enough, longest = first_beginning(room), _longest_beginning(room)
         while True:
             enough = min(enough * GROWTH, longest)
             encoding: Encoding = self._tokenizer.encode(text[:enough], add_special_tokens=False)
@@ -212,12 +212,13 @@ def _num_expansion(spec: TextSpec, length: int) -> int:
     return max(0, spec.expansion_length - length) if spec.expansion != "none" else 0
 
 
-def _first_beginning(room: int) -> int:
+def first_beginning(room: int) -> int:
+    """Characters of a text that are tokenised at first, to find its first `room` tokens."""
     return max(SHORTEST_BEGINNING, CHARACTERS_PER_TOKEN * room)
 
 
 def _longest_beginning(room: int) -> int:
-    return max(LONGEST_BEGINNING, GROWTH * _first_beginning(room))
+    return max(LONGEST_BEGINNING, GROWTH * first_beginning(room))
 
 
 def _batches(texts: Sequence[str], longest: int) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
-from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -24,7 +23,7 @@ OTHERS_SECONDS = 0.003  # that others have between two turns, at most: a twelfth
 LARGE = 1024  # items of what is not worth cutting below
 
 _encoder = msgspec.json.Encoder()
-_gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+_loop_and_gate: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
 
 async def in_turns(items: Sequence[T], of: int = 0) -> AsyncIterator[Sequence[T]]:
@@ -33,6 +32,8 @@ async def in_turns(items: Sequence[T], of: int = 0) -> AsyncIterator[Sequence[T]
     Args:
         of: how many the request has, if these are a part of them: it is cut if either is LARGE.
     """
+    if not len(items):
+        return
     if max(len(items), of) <= LARGE:
         yield items
         return
@@ -76,8 +77,8 @@ async def _let_others_go() -> None:
     """Until the event loop has nothing else to do, within bounds: a small request takes ten steps or so on its way,
     some of 5 us and some of 300, and would wait for a turn of somebody's large one before each.
 
-    Of several that wait here, parts of one request or several large ones, each has a turn before the next one looks:
-    ten parts that went on in the same round held everybody up for ten turns.
+    Of several that wait here, parts of one request or several large ones, each has a turn before the next one looks, in
+    the order in which they came: ten parts that went on in the same round held everybody up for ten turns.
     """
     async with _gate():
         quiet, before = 0, time.perf_counter()
@@ -90,9 +91,9 @@ async def _let_others_go() -> None:
 
 
 def _gate() -> asyncio.Lock:
-    """The running event loop's; who waits goes in order."""
+    """The running event loop's, of which a process has one at a time."""
+    global _loop_and_gate
     loop = asyncio.get_running_loop()
-    gate = _gates.get(loop)
-    if gate is None:
-        gate = _gates[loop] = asyncio.Lock()
-    return gate
+    if _loop_and_gate is None or _loop_and_gate[0] is not loop:
+        _loop_and_gate = loop, asyncio.Lock()
+    return _loop_and_gate[1]

@@ -34,16 +34,16 @@ class ByClient(Generic[T]):
         return next(iter(next(iter(self._turns.values())).values()))
 
     def remove(self, name: RequestName) -> bool:
-        """It waits no longer. Its client goes to the back if it was its turn. False: it is not among them."""
+        """It waits no longer. Its client goes to the back if this was `first`. False: it is not among them."""
         client = self._clients.pop(name, None)
         if client is None:
             return False
         own = self._turns[client]
-        was_first = next(iter(own)) == name
+        was_its_turn = next(iter(self._turns)) == client and next(iter(own)) == name
         del own[name]
         if not own:
             del self._turns[client]
-        elif was_first:
+        elif was_its_turn:
             self._turns.move_to_end(client)
         return True
 

@@ -75,6 +75,7 @@ class Job:
     scores: array[float] = field(default_factory=lambda: array("f"))
     scored: int = 0  # pairs
     aligned: AlignedRows | None = None  # of these, where the message wants it
+    without_room_since: float | None = None  # it was its turn, and there was none
     admitted: float = 0.0
     score_seconds: float = 0.0
 

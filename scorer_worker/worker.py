@@ -7,7 +7,8 @@ itself: the batcher says what is scored next, the directory who gets room, the e
     W1  Every request is answered once, or dropped because its client has gone or cancelled it.
     W2  A waiting job holds nothing. Jobs that need room get it in turn: clients take turns, the jobs of one come in
         order, and whose turn it is keeps it until there is room. A job that brings no texts needs none, and does not
-        wait behind them; unless the first of them has waited for STUCK_SECONDS, because what is held may be in its way.
+        wait behind them; unless the first of them has found no room for STUCK_SECONDS, because what is held may be in
+        its way.
     W3  Entries are unpinned by whoever ends the job, whatever ended it.
     W4  Whatever is done for a request, its name stands in the running file meanwhile, not only while it is scored: a
         request that ends the worker as it is read, or as it gets room, is known to the next one too.
@@ -268,19 +269,19 @@ class Worker:
 
     def _complaint_of_ids(self, job: Job) -> tuple[str, int | None] | None:
         parts = [part for part in job.message.supplied if isinstance(part, SuppliedTokens)]
-        if not parts:
+        texts = [text for text in job.supplied.values() if isinstance(text, SuppliedIds)] if parts else []
+        if not texts:
             return None
         if self._encoder is None:
-            first = job.request.frames[parts[0].which.frame - 1].cast("i")
-            return "this worker hosts no encoder: supply embeddings", first[0]
+            return "this worker hosts no encoder: supply embeddings", texts[0].position
         rules, frames = self._encoder.rules, job.request.frames
         if all(
             rules.are_fine(*(frames[ref.frame - 1].cast("i") for ref in (part.token_ids, part.lengths)))
             for part in parts
         ):
             return None
-        for text in job.supplied.values():
-            problem = rules.check(text.token_ids) if isinstance(text, SuppliedIds) else None
+        for text in texts:
+            problem = rules.check(text.token_ids)
             if problem is not None:
                 return problem, text.position
         return None
@@ -317,8 +318,9 @@ class Worker:
 
     @property
     def _is_first_stuck(self) -> bool:
-        """Whether a job has waited for room so long that nobody may take hold of anything before it (W2)."""
-        return len(self._waiting) > 0 and self._waiting.first().arrived + STUCK_SECONDS < time.monotonic()
+        """Whether a job has had its turn for so long that nobody may take hold of anything before it (W2)."""
+        since = self._waiting.first().without_room_since if len(self._waiting) else None
+        return since is not None and since + STUCK_SECONDS < time.monotonic()
 
     def _admit_next(self) -> bool:
         """Give room to the job whose turn it is. False: there is none, or it does not fit."""
@@ -330,6 +332,8 @@ class Worker:
         self._running.clear()
         if is_admitted:
             self._waiting.remove(job.name)
+        elif job.without_room_since is None:
+            job.without_room_since = time.monotonic()
         return is_admitted
 
     def _admit(self, job: Job) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import msgspec
@@ -46,6 +47,18 @@ def test_others_have_the_event_loop_between_the_turns_of_long_work(monkeypatch: 
     asyncio.run(both())
     assert seen[:7] == ["short", "long", "short", "long", "short", "long", "long"]
     assert seen[-1] == "end"
+
+
+def test_no_items_wait_for_nobody() -> None:
+    async def runs() -> bool:
+        task = asyncio.create_task(collect())
+        await asyncio.sleep(0)
+        return task.done()
+
+    async def collect() -> list[Sequence[int]]:
+        return [some async for some in turns.in_turns(list[int](), of=10 * turns.LARGE)]
+
+    assert asyncio.run(runs())
 
 
 def test_small_work_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,11 +61,11 @@ class Turns(RuleBasedStateMachine):
         self.leave(*data.draw(st.sampled_from(self.items)))
 
     def leave(self, client: int, number: int) -> None:
-        was_first = self.own(client)[0] == number
+        was_its_turn = self.clients[0] == client and self.own(client)[0] == number
         self.items.remove((client, number))
         assert self.waiting.remove(self.name(number))
         assert not self.waiting.remove(self.name(number))
-        if was_first or not self.own(client):
+        if was_its_turn or not self.own(client):
             self.clients.remove(client)
             if self.own(client):
                 self.clients.append(client)

@@ -159,6 +159,17 @@ def test_token_ids_without_an_encoder_are_refused(directory: Path) -> None:
     run(test)
 
 
+def test_no_token_ids_are_no_complaint_without_an_encoder(directory: Path) -> None:
+    async def test() -> None:
+        async with worker_and_client(directory) as (_, client):
+            message, writer = score_message([b"q", b"a"], 1)
+            none = writer.add_ints([])
+            message.supplied.append(SuppliedTokens("document", none, none, none, none))
+            assert await ask(client, message, writer) == [-1.0, -2.0]
+
+    run(test)
+
+
 def test_more_rows_than_a_quarter_of_the_store_are_refused(directory: Path) -> None:
     async def test() -> None:
         async with worker_and_client(directory) as (_, client):
