@@ -10,7 +10,8 @@
     Q5  Where a suspect (a request that was running in a service that died) waits for a text of a batch, all texts of
         that batch have the same waiters: a second death is blamed on nobody who did not want just these texts.
     Q6  While one client wants more than a full batch and another one little, batches are smaller, and for some time
-        after: who wants little waits for what runs and for what it is in, and both are shorter then.
+        after: who wants little waits for what runs and for what it is in, and both are shorter then. In every other one
+        of them its texts come first: taking turns they would be in two batches, where they fit one.
 
 A row keeps a text that meanwhile runs, or is gone, until its turn comes: then it is passed over.
 """
@@ -56,6 +57,7 @@ class EncodeQueue:
         self._small_tokens = max(1, max_batch_tokens // SMALL_BATCH)
         self._least_size = max_batch_tokens // MAX_BATCH_TEXTS
         self._wary = 0  # small batches to come
+        self._had_first = False  # the last batch began with texts of who wants little
         self._waiting: dict[bytes, QueuedText] = {}
         self._waiting_tokens = 0
         self._waiting_size = 0
@@ -235,22 +237,42 @@ class EncodeQueue:
     def _batch_in_turns(self) -> list[QueuedText]:
         """Texts in turn, up to the budget or the first suspect's."""
         batch: list[QueuedText] = []
-        budget = self._budget()
+        little = self._little_beside_much()
+        budget = self._budget(bool(little))
+        first = self._bring_forward(little)
         while (text := self._next_text()) is not None and not self._is_suspect(text):
             budget -= self._size(text)
             if batch and budget < 0:
                 break
             self._take(text)
             batch.append(text)
-            self._end_turn()
+            self._end_turn(first)
         return batch
 
-    def _budget(self) -> int:
+    def _little_beside_much(self) -> list[bytes]:
+        """Clients that want little, where another one wants much and there is more than a full batch (Q6)."""
+        if len(self._turns) < 2 or self._waiting_size <= self._max_batch_tokens:
+            return []
+        looked_at = list(islice(self._turns, LOOKED_AT))
+        little = [client for client in looked_at if self._wants_little(client)]
+        return little if len(little) < len(looked_at) else []
+
+    def _bring_forward(self, little: Sequence[bytes]) -> frozenset[bytes]:
+        """Let these clients have their turns first, all of them, unless they had them in the batch before (Q6).
+
+        Returns:
+            Whose turn it stays until nothing of theirs waits. Nobody's where there are suspects, who end a batch.
+        """
+        self._had_first = bool(little) and not self._had_first and not self._suspects
+        if not self._had_first:
+            return frozenset()
+        self._turns = {client: self._turns[client] for client in little} | self._turns
+        return frozenset(little)
+
+    def _budget(self, is_little_beside_much: bool) -> int:
         """Tokens of the next batch (Q6)."""
-        if len(self._turns) > 1 and self._waiting_size > self._max_batch_tokens:
-            wants_little = [self._wants_little(client) for client in islice(self._turns, LOOKED_AT)]
-            if any(wants_little) and not all(wants_little):
-                self._wary = WARY_BATCHES
+        if is_little_beside_much:
+            self._wary = WARY_BATCHES
         if not self._wary:
             return self._max_batch_tokens
         self._wary -= 1
@@ -299,9 +321,9 @@ class EncodeQueue:
                 del self._turns[client]
         return None
 
-    def _end_turn(self) -> None:
-        """The client whose turn it was goes to the back."""
-        client = next(iter(self._turns))
-        requests = self._turns.pop(client)
+    def _end_turn(self, stays: frozenset[bytes] = frozenset()) -> None:
+        """The client whose turn it was goes to the back, unless it is one of those that stay."""
+        client, requests = next(iter(self._turns.items()))
         requests.end_turn()
-        self._turns[client] = requests
+        if client not in stays:
+            self._turns[client] = self._turns.pop(client)

@@ -182,6 +182,44 @@ def test_batches_are_small_also_where_much_is_many_short_texts() -> None:  # Q6
     assert key_of(number + 1) in [text.key for text in batch]
 
 
+def little_beside_much(suspects: Sequence[int] = ()) -> EncodeQueue:
+    """100 texts, from 0 on, of one client; as many as fit a small batch, from 100 on, of another one."""
+    little = range(100, 100 + MAX_BATCH_TOKENS // SMALL_BATCH)
+    much = [(number, 1, 1, b"much") for number in range(100)]
+    return queue_of(*much, *((number, 1, 2, b"little") for number in little), suspects=suspects)
+
+
+def test_who_wants_little_beside_much_has_it_in_one_batch() -> None:  # Q6
+    queue = little_beside_much()
+    batches = all_batches(queue)
+    assert [key >= 100 for key in batches[0]] == [True] * (MAX_BATCH_TOKENS // SMALL_BATCH)
+    assert sorted(key for batch in batches for key in batch) == list(range(100 + len(batches[0])))
+
+
+def test_who_always_wants_little_leaves_others_their_turns_in_every_other_batch() -> None:  # Q6
+    queue = little_beside_much()
+    size = MAX_BATCH_TOKENS // SMALL_BATCH
+    next_key = 1000
+    shares = []
+    for _ in range(6):
+        batch = queue.next_batch()
+        shares.append(sum(text.waiters.keys() == {named(1)} for text in batch))
+        for _ in range(size - shares[-1]):  # it wants as many again
+            queue.add(key_of(next_key), "document", ids_of(1), 0, named(2), b"little")
+            next_key += 1
+        queue.finish(batch)
+    assert shares[0::2] == [0] * 3
+    assert min(shares[1::2]) >= size // 2
+    queue.check_integrity()
+
+
+@pytest.mark.parametrize("suspect", [1, 2])
+def test_suspects_do_not_come_first_for_wanting_little(suspect: int) -> None:  # Q5, Q6
+    batches = all_batches(little_beside_much(suspects=[suspect]))
+    assert sum(map(len, batches)) == 100 + MAX_BATCH_TOKENS // SMALL_BATCH
+    assert all(len({key >= 100 for key in batch}) == 1 for batch in batches)
+
+
 def test_batches_are_full_where_all_want_much_or_all_want_little() -> None:  # Q6
     much = [(number, 1, number % 2, bytes([number % 2])) for number in range(4 * MAX_BATCH_TOKENS)]
     assert {len(batch) for batch in all_batches(queue_of(*much))} == {MAX_BATCH_TOKENS}
