@@ -10,7 +10,8 @@ request. Then 8 connections again.
 Fairness: a client with an API key of its own asks for ten documents, one request after the other, alone and while
 another one, in a process of its own, asks for 10,000 documents without pause; in turns. Once every document is new,
 once all are in the store. The second with one API server and with two: then the launcher puts the two connections on
-different ones.
+different ones. And, for comparison, beside COMPUTING processes that only compute, as many as the large client keeps
+busy, itself and who serves it: what the machine's cores alone come to.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ OVERLOAD = 10  # times what the server can do
 SMALL, LARGE = 10, 10_000  # documents
 TURNS = 2  # of each measurement
 KEYS = ("small-client", "large-client")
+COMPUTING = 2  # processes
 
 
 @dataclass
@@ -193,6 +195,31 @@ def keep_asking(port: int, is_new: bool, first: int, finished: Synchronized[int]
     asyncio.run(run())
 
 
+class Computing:
+    """COMPUTING processes that only compute, as long as the `with` block runs."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._processes = [context.Process(target=compute, daemon=True) for _ in range(COMPUTING)]
+
+    def __enter__(self) -> Computing:
+        for process in self._processes:
+            process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.join()
+
+
+def compute() -> None:
+    """The process of a Computing."""
+    number = 0
+    while True:
+        number += 1
+
+
 def known_documents() -> list[str]:
     return next(new_documents(LARGE, 6))
 
@@ -205,7 +232,7 @@ async def fairness(server: Server, is_new: bool, seconds: float) -> dict[str, An
     small = Client(server.port, KEYS[0])
     few = new_documents(SMALL, 16) if is_new else itertools.repeat(known_documents()[:SMALL])
     await closed(small, 1, few, 2.0)
-    samples: dict[str, list[float]] = {"alone": [], "beside": []}
+    samples: dict[str, list[float]] = {"alone": [], "beside": [], "beside_computing": []}
     finished = 0
     for turn in range(TURNS):
         samples["alone"] += (await closed(small, 1, few, seconds)).seconds[200]
@@ -214,11 +241,19 @@ async def fairness(server: Server, is_new: bool, seconds: float) -> dict[str, An
             samples["beside"] += (await closed(small, 1, few, seconds)).seconds[200]
             finished += large.finished
         await asyncio.sleep(1.0)  # what nobody waits for is dropped
+        with Computing():
+            await asyncio.sleep(1.0)  # until they compute
+            samples["beside_computing"] += (await closed(small, 1, few, seconds)).seconds[200]
+    alone = percentile(samples["alone"], 0.99)
     brief = {
         name: {f"p{share * 100:g}_ms": percentile(each, share) * 1e3 for share in (0.5, 0.99)} | {"count": len(each)}
         for name, each in samples.items()
     }
-    return {**brief, "large_finished": finished, "times_p99": brief["beside"]["p99_ms"] / brief["alone"]["p99_ms"]}
+    times = {
+        "times_p99": percentile(samples["beside"], 0.99) / alone,
+        "times_p99_computing": percentile(samples["beside_computing"], 0.99) / alone,
+    }
+    return {**brief, "large_finished": finished, **times}
 
 
 def main() -> None:
