@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
+from frontend.division import TOKENISING_THREADS
 from frontend.run_all import run_all
 from frontend.tokenizer import BATCH_CHARACTERS, StatelessTokenizer, TokenizedTexts, first_beginning
 from ipc.arrays import ITEM_BYTES, FrameWriter
@@ -16,7 +17,7 @@ from ipc.errors import ServiceFailed
 from ipc.messages import Encode, Encoded, ErrorCode, FloatDType, Role
 
 TOKENISE_TEXTS = 64  # in one piece of a thread's work: 2 to 10 ms (by hand), which others wait for
-PIECES_AT_ONCE = 2  # of one request's part: as many as an API server has threads
+PIECES_AT_ONCE = TOKENISING_THREADS  # of one request's part
 PART_TEXTS = 128  # to encode in one message: to read and queue one costs its service 10 us or so, and others wait
 
 InThread = Callable[[Callable[[], TokenizedTexts]], Awaitable[TokenizedTexts]]

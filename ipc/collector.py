@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 # new containers less gone ones, before the youngest are looked at, in 0.3 ms; five times as many are looked at again,
 # in 1 to 3, and all after a million. Who waits meanwhile does so behind each: ten thousand at a time took 2 ms, and ten
-# times as many 14. What serves leaves no cycles behind, so this is for the unforeseen.
+# times as many 14 (by hand). What serves leaves no cycles behind, so this is for the unforeseen.
 THRESHOLDS = 2_000, 5, 100
 # for who has `IdleCollector`: the store of a scorer worker holds hundreds of thousands of containers, and a full
 # collection of them stood between a client and its answer for 50 ms
