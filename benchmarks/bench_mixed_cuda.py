@@ -12,12 +12,13 @@ allocator has reserved.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,20 @@ class Background:
     """The loads in turn, in a thread, until it is told to stop.
 
     Args:
-        index: which of the clients it is; no two ask the same requests.
+        index: which of the clients it is.
         loads: those it asks.
+        seeds: every run of a load takes one, so that no new document was asked about before.
     """
 
-    def __init__(self, server: Server, tokenizer: str, index: int, loads: Mapping[str, Load]) -> None:
+    def __init__(
+        self, server: Server, tokenizer: str, index: int, loads: Mapping[str, Load], seeds: Iterator[int]
+    ) -> None:
         self.done: list[dict[str, Any]] = []
         self._server = server
         self._tokenizer = tokenizer
         self._index = index
         self._loads = loads
+        self._seeds = seeds
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -76,7 +81,7 @@ class Background:
                 return
             name = names[(self._index * len(names) // CLIENTS + number) % len(names)]
             options, requests, at_a_time = self._loads[name]
-            seed = ["--seed", str(number * CLIENTS + self._index)]
+            seed = ["--seed", str(next(self._seeds))]
             load = ["--dataset-name", "synthetic", "--tokenizer", self._tokenizer, *options, *seed]
             result = bench(self._server, load, requests, at_a_time, processes=1, may_refuse=True)
             kept = ("completed", "failed", "request_throughput", "document_throughput", "token_throughput")
@@ -97,16 +102,18 @@ def main() -> None:
         with Server(*serve, "--embedding-cache-size", "8GiB") as server:
             address = f"ipc://{next(Path(directory).glob('maxsimd-*/worker.sock'))}"
             idle = uvloop.run(watch(address, IDLE_SECONDS))
-            only = {ENCODING: LOADS[ENCODING]}
-            encoding = beside(server, str(model), address, only, options.minutes * 60 * ENCODING_SHARE)
-            mixed = beside(server, str(model), address, LOADS, options.minutes * 60 * (1 - ENCODING_SHARE))
+            ask_beside = functools.partial(beside, server, str(model), address, itertools.count())
+            encoding = ask_beside({ENCODING: LOADS[ENCODING]}, options.minutes * 60 * ENCODING_SHARE)
+            mixed = ask_beside(LOADS, options.minutes * 60 * (1 - ENCODING_SHARE))
     results = {"beside_nothing": idle, "beside_encoding": encoding, "beside_mixed_traffic": mixed}
     write(options.out, {"gpu": gpu_name(), "minutes": options.minutes, **results})
 
 
-def beside(server: Server, tokenizer: str, address: str, loads: Mapping[str, Load], seconds: float) -> dict[str, Any]:
+def beside(
+    server: Server, tokenizer: str, address: str, seeds: Iterator[int], loads: Mapping[str, Load], seconds: float
+) -> dict[str, Any]:
     """Probes and samples while clients ask these loads."""
-    clients = [Background(server, tokenizer, index, loads) for index in range(CLIENTS)]
+    clients = [Background(server, tokenizer, index, loads, seeds) for index in range(CLIENTS)]
     try:
         measured = uvloop.run(watch(address, seconds))
     finally:
