@@ -23,6 +23,7 @@ import msgspec
 
 from frontend.errors import RequestFailed, invalid
 from frontend.json_body import decode_body
+from frontend.turns import in_turns
 
 FEW_COMMAS = 65_536  # so many values are decoded in 20 ms, into 10 MiB
 MAX_NUMBERS = 2**21
@@ -53,14 +54,15 @@ def _elements(limit: int) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind)
 
 
-def check_values(body: bytes, max_documents: int) -> None:
-    """
+async def check_values(body: bytes, max_documents: int) -> None:
+    """The inputs of a list in turns.
+
     Raises:
         RequestFailed: 400, the body is no JSON object, or holds too many values; names the field.
     """
     commas = body.count(b",")
     if commas > FEW_COMMAS:
-        _Walk(max_documents).walk(body, commas)
+        await _Walk(max_documents).walk(body, commas)
 
 
 class _Walk:
@@ -71,22 +73,25 @@ class _Walk:
         self._numbers = MAX_NUMBERS
         self._parts = MAX_PARTS
 
-    def walk(self, body: bytes, commas: int) -> None:
+    async def walk(self, body: bytes, commas: int) -> None:
         fields = decode_body(_body, body)
         for field in _INPUT_FIELDS:
             value = getattr(fields, field)
             commas -= _count_commas(value)
-            self._check(value, field)
+            await self._check(value, field)
         if commas > MAX_OTHERS:
             raise invalid(f"body: more than {MAX_OTHERS} values that are no inputs")
 
-    def _check(self, value: msgspec.Raw, field: str) -> None:
+    async def _check(self, value: msgspec.Raw, field: str) -> None:
         """The value of a field: a list of inputs, or one input."""
         if not _begins(value, b"[") or _is_numbers(value):
             self._check_input(value, field)
             return
-        for place, element in enumerate(self._cut(value, field)):
-            self._check_input(element, f"{field}[{place}]")
+        place = 0
+        async for some in in_turns(self._cut(value, field)):
+            for element in some:
+                self._check_input(element, f"{field}[{place}]")
+                place += 1
 
     def _cut(self, value: msgspec.Raw, name: str) -> list[msgspec.Raw]:
         """The elements of a list."""

@@ -389,7 +389,7 @@ async def admitted(request: Request) -> AsyncIterator[Call]:
         timeout = api.config.request_timeout
         body = await read_body(request, limit, timeout, ticket.set_body_bytes)
         if not is_binary(request.headers.get("content-type")):
-            check_values(body, api.config.max_documents_per_request)
+            await check_values(body, api.config.max_documents_per_request)
         await api.ranker.wait_model(asyncio.get_running_loop().time() + timeout - (time.monotonic() - started))
         yield Call(request, body, started, ticket)
     finally:

@@ -26,8 +26,8 @@ _encoder = msgspec.json.Encoder()
 _loop_and_gate: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
 
-async def in_turns(items: Sequence[T], of: int = 0) -> AsyncIterator[Sequence[T]]:
-    """The items in runs of STRIDE; before them, and every TURN_SECONDS, the event loop does what else there is.
+async def in_turns(items: Sequence[T], of: int = 0, stride: int = STRIDE) -> AsyncIterator[Sequence[T]]:
+    """The items in runs of `stride`; before them, and every TURN_SECONDS, the event loop does what else there is.
 
     Args:
         of: how many the request has, if these are a part of them: it is cut if either is LARGE.
@@ -39,8 +39,8 @@ async def in_turns(items: Sequence[T], of: int = 0) -> AsyncIterator[Sequence[T]
         return
     await _let_others_go()  # parts of one request come together
     end = time.perf_counter() + TURN_SECONDS
-    for start in range(0, len(items), STRIDE):
-        yield items[start : start + STRIDE]
+    for start in range(0, len(items), stride):
+        yield items[start : start + stride]
         if time.perf_counter() > end:
             await _let_others_go()
             end = time.perf_counter() + TURN_SECONDS

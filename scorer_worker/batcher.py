@@ -66,6 +66,11 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def is_small_next(self) -> bool:
+        """Whether the next batch is one of small jobs."""
+        return bool(self._small) and not self._suspects and (self._is_small_next or not self._large)
+
     def add(self, job: ScoringJob) -> None:
         """A job that can be scored now."""
         assert job.name not in self._jobs

@@ -15,8 +15,8 @@ itself: the batcher says what is scored next, the directory who gets room, the e
     W5  Pairs are aligned only for a job that wants it, in the batch that scores them, and that counts as this job's
         work: nobody waits longer for it than for scoring.
     W6  A request that brings texts, or asks for many, takes a good part of a millisecond to read, and again to admit,
-        to encode and to finish. Between two such steps the worker looks for what came and scores a batch: who asks for
-        a few texts that the store has waits for one step at most.
+        to encode and to finish. Between two such steps the worker looks for what came and scores a batch, and looks
+        again after a batch: who asks for a few texts that the store has waits for one step or one batch, not for both.
 """
 
 from __future__ import annotations
@@ -108,16 +108,16 @@ class Worker:
     def turn(self) -> bool:
         """See the file's docstring. False: there was nothing to do, and nobody waits for anything."""
         self._endpoint.wait(0 if len(self._batcher) or self._has_taken_step else IDLE_WAIT)
-        has_come = False
-        for event in self._endpoint.receive():
-            has_come = True
-            self._handle(event)
+        has_come = self._receive()
         self._drop_expired(time.monotonic())
         if self._encode_requests is not None:
             self._encode_requests.drop_expired(time.monotonic())
         batch = self._batcher.next_batch()
         if batch:
             self._score(batch)
+            has_come |= self._receive()
+            if self._batcher.is_small_next:  # who came meanwhile does not wait for the step too
+                self._score(self._batcher.next_batch())
         self._has_taken_step = self._take_step()
         return has_come or self._has_taken_step or self._is_waited_for
 
@@ -165,6 +165,14 @@ class Worker:
         return values | memory_statistics(self._arena.rows.device)
 
     # --- events ---------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> bool:
+        """Handle what came. False: nothing did."""
+        has_come = False
+        for event in self._endpoint.receive():
+            has_come = True
+            self._handle(event)
+        return has_come
 
     def _handle(self, event: Event) -> None:
         match event:

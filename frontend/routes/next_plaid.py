@@ -9,7 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from frontend.call import Call, admitted
-from frontend.embedding_schemas import NextPlaidAnswer, NextPlaidRank, check_pool_factor, decode_rerank_with_encoding
+from frontend.embedding_schemas import (
+    NextPlaidAnswer,
+    NextPlaidRank,
+    RerankWithEncodingBody,
+    check_pool_factor,
+    decode_rerank_with_encoding,
+)
+from frontend.large_body import decode_in_turns
 from frontend.ranking import RankingResult
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import CommonBody, InputBody
@@ -21,7 +28,9 @@ _encoder = msgspec.json.Encoder()
 async def rerank_with_encoding(request: Request) -> Response:
     """Texts in."""
     async with admitted(request) as call:
-        body = decode_rerank_with_encoding(call.take_body())
+        body = await decode_in_turns(
+            decode_rerank_with_encoding, RerankWithEncodingBody, call.take_body(), ["documents"]
+        )
         call.check_model(body.model)
         check_pool_factor(body.pool_factor)
         documents: list[InputBody] = list(body.documents)

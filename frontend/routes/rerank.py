@@ -32,6 +32,7 @@ from frontend.explanation import (
     written,
 )
 from frontend.json_body import sent_fields
+from frontend.large_body import decode_in_turns
 from frontend.ranking import EmbeddingsInput, RankingResult, RankingTask, TextInput
 from frontend.routes.next_plaid import next_plaid_answer
 from frontend.routes.score_modes import convert_scores
@@ -84,7 +85,7 @@ class _Ranked:
 async def rerank(request: Request) -> Response:
     """Documents come back unless `return_documents` is false; on /v2, in Infinity's and TEI's only if asked for."""
     async with admitted(request) as call:
-        body, query, documents, dialect = _asked(request.scope, call)
+        body, query, documents, dialect = await _asked(request.scope, call)
         call.check_model(body.model)
         fields = ("query", "texts" if dialect is Dialect.TEI else "documents")
         documents = await call.decode_embeddings(documents, fields[1])
@@ -93,6 +94,7 @@ async def rerank(request: Request) -> Response:
         if asked is not None:
             return await _explained(call, body, documents, task, asked, dialect)
         result = await call.score(task)
+        await end_turn(len(documents))
         ranked = await _rank(call, body, documents, result)
         await end_turn(len(documents))
         if dialect is Dialect.NEXT_PLAID:
@@ -155,7 +157,7 @@ def _explain_results(
         results[place] = msgspec.structs.replace(result, **fields)
 
 
-def _asked(scope: Scope, call: Call) -> tuple[RerankBody, GivenInput, Sequence[GivenInput], Dialect]:
+async def _asked(scope: Scope, call: Call) -> tuple[RerankBody, GivenInput, Sequence[GivenInput], Dialect]:
     """The options, the query, the documents, and whose language this is.
 
     Raises:
@@ -168,7 +170,7 @@ def _asked(scope: Scope, call: Call) -> tuple[RerankBody, GivenInput, Sequence[G
         return body, inputs.queries[0], inputs.documents, _dialect(scope, body, call.api.config.dialect)
     sent = call.take_body()
     try:
-        body = decode_rerank(sent)
+        body = await decode_in_turns(decode_rerank, RerankBody, sent, ("documents", "texts"))
     except RequestFailed:
         _speak_as_keys_say(scope, sent)
         raise
@@ -242,6 +244,7 @@ def check_direction(truncation_direction: str | None) -> None:
 async def _rank(call: Call, body: RerankBody, documents: Sequence[GivenInput], result: RankingResult) -> _Ranked:
     mode = body.score_mode or ("raw" if body.raw_scores else call.api.config.score_mode)
     scores = convert_scores(result, None, mode, call.api.ranker.spec)
+    await end_turn(len(documents))
     order = (await best_first(scores))[: body.top_n or body.top_k or None]
     tokens = sum(result.query_prompt_tokens) + sum(result.document_prompt_tokens)
     return _Ranked(body, documents, scores, order, tokens, call.api.model_names[0], call.request_id)

@@ -16,6 +16,7 @@ from frontend.binary_body import decode_binary
 from frontend.call import Call, GivenInput, admitted
 from frontend.errors import invalid
 from frontend.explanation import TokenMatch, explanation_request, written
+from frontend.large_body import decode_in_turns
 from frontend.ranking import RankingResult
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import (
@@ -36,7 +37,7 @@ _encoder = msgspec.json.Encoder()
 async def score(request: Request) -> Response:
     """1:1, 1:N, or N:N of equal lengths."""
     async with admitted(request) as call:
-        body, queries, documents, fields = _asked(call)
+        body, queries, documents, fields = await _asked(call)
         call.check_model(body.model)
         pairs = _pairs(queries, documents, fields)
         if pairs is not None:
@@ -85,12 +86,14 @@ def _answer(call: Call, result: RankingResult, data: list[ScoredPair]) -> ScoreA
     )
 
 
-def _asked(call: Call) -> tuple[ScoreBody, Sequence[GivenInput], Sequence[GivenInput], tuple[str, str]]:
+async def _asked(call: Call) -> tuple[ScoreBody, Sequence[GivenInput], Sequence[GivenInput], tuple[str, str]]:
     """The options, the two sides, and what the request calls them."""
     if call.has_binary_body:
         body, inputs = decode_binary(call.take_body(), ScoreBody)
         return body, inputs.queries, inputs.documents, ("query", "documents")
-    body = decode_score(call.take_body())
+    body = await decode_in_turns(
+        decode_score, ScoreBody, call.take_body(), [name for both in PAIRS_OF_FIELDS for name in both]
+    )
     return body, *_sides(body)
 
 

@@ -19,6 +19,7 @@ from ipc.running import RequestName, RunningFile
 from ipc.service import Cancelled, Endpoint, Event, Gone, Request
 from scorer_worker.arena import Arena
 from scorer_worker.batcher import Batcher
+from scorer_worker.pairs import PairGroup
 from scorer_worker.scorer import Scorer
 from scorer_worker.store import ROW_GRAIN, NewEntry
 from scorer_worker.worker import Worker
@@ -109,6 +110,26 @@ def test_who_brings_nothing_is_answered_in_the_turn_in_which_it_comes(worker: Wo
     assert desk.answers.keys().isdisjoint(others)
     for name in others:
         until_answered(worker, desk, name)
+
+
+def test_who_comes_while_others_are_scored_does_not_wait_for_the_next_step_too(
+    worker: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until_answered(worker, desk, desk.ask(0, TWO))
+    score = worker._scorer.score
+    cached: list[RequestName] = []
+
+    def score_while_somebody_comes(groups: Sequence[PairGroup]) -> Sequence[float]:
+        if not cached:
+            cached.append(desk.ask(99, client=b"another!"))
+        return score(groups)
+
+    monkeypatch.setattr(worker._scorer, "score", score_while_somebody_comes)
+    desk.ask(1)
+    brings = desk.ask(2, TWO)
+    worker.turn()
+    assert isinstance(desk.answers[cached[0]], Scores)
+    assert brings not in desk.answers
 
 
 def test_who_asks_for_many_texts_waits_for_a_step(worker: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,80 @@
+"""A large body, decoded in turns: ten thousand texts at once keep the event loop for a millisecond.
+
+Only where a list of plain texts is large, as it is in most. It is cut behind a text, which is found by its looks and
+proven by decoding: a piece that begins between two elements of the list, and is a list by itself, ends there too. What
+cannot be cut like that is decoded at once, and so is what is wrong: its fault is told in the words for a whole body.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from frontend.errors import RequestFailed
+from frontend.turns import LARGE, in_turns
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+LARGE_LIST = 2**16  # bytes
+PIECE = 2**14  # bytes, and what is left of the text there: 50 us or so
+
+_TEXT_END = re.compile(rb'(?<!\\)",')  # the quote that ends a text, before another one
+_encoder = msgspec.json.Encoder()
+_texts = msgspec.json.Decoder(list[str])
+
+
+async def decode_in_turns(decode: Callable[[bytes], Body], kind: type[Body], body: bytes, lists: Sequence[str]) -> Body:
+    """What `decode` makes of a body.
+
+    Args:
+        kind: what that is.
+        lists: its fields that may be lists of strings, of none too.
+
+    Raises:
+        RequestFailed: `decode` does.
+    """
+    if len(body) < LARGE_LIST:
+        return decode(body)
+    try:
+        sent = msgspec.structs.asdict(_sent(kind).decode(body))
+        large = [name for name in lists if len(memoryview(sent[name])) >= LARGE_LIST]
+        texts = {name: await _decode_texts(memoryview(sent[name])) for name in large}
+        rest = {name: value for name, value in sent.items() if len(memoryview(value))}
+        decoded = decode(_encoder.encode(rest | dict.fromkeys(large, ())))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RequestFailed):
+        return decode(body)
+    return msgspec.structs.replace(decoded, **texts)
+
+
+async def _decode_texts(sent: memoryview) -> list[str]:
+    """
+    Raises:
+        msgspec.DecodeError, UnicodeDecodeError: it is no list of strings, or was cut in the middle of one.
+    """
+    texts: list[str] = []
+    async for some in in_turns(list(_pieces(sent)), of=LARGE + 1, stride=1):
+        texts += _texts.decode(some[0])
+    return texts
+
+
+def _pieces(sent: memoryview) -> Iterator[bytes]:
+    """Lists of some of a list's elements each."""
+    start, end = 1, len(sent) - 1  # between its brackets
+    while start < end:
+        found = _TEXT_END.search(sent, start + PIECE)
+        stop = found.end() - 1 if found is not None else end
+        yield b"[" + bytes(sent[start:stop]) + b"]"
+        start = stop + 1
+
+
+@lru_cache(maxsize=16)
+def _sent(kind: type[msgspec.Struct]) -> msgspec.json.Decoder[Any]:
+    """A decoder of the same fields as they were sent, empty where they were not."""
+    nothing = msgspec.Raw(b"")
+    return msgspec.json.Decoder(
+        msgspec.defstruct("Sent", [(name, msgspec.Raw, nothing) for name in kind.__struct_encode_fields__])
+    )
