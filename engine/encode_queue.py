@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import chain, islice
+
+import msgspec
 
 from engine.request_turns import RequestTurns
 from ipc.messages import Role
@@ -33,15 +34,14 @@ WARY_BATCHES = 32  # stay small after little was wanted beside much
 LOOKED_AT = 16  # clients, to find one that wants little
 
 
-@dataclass(slots=True, eq=False)
-class QueuedText:
+class QueuedText(msgspec.Struct, eq=False, gc=False):
     """One text to encode, and who waits for it."""
 
     key: bytes
     role: Role
     token_ids: memoryview  # int32, expansion rows included
     expansion: int  # how many of the last ids are expansion rows
-    waiters: dict[RequestName, None] = field(default_factory=dict)  # in the order they came
+    waiters: dict[RequestName, None] = msgspec.field(default_factory=dict)  # in the order they came
 
 
 class EncodeQueue:

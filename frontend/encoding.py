@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+
+import msgspec
 
 from frontend.division import TOKENISING_THREADS
 from frontend.run_all import run_all
@@ -23,8 +24,7 @@ PART_TEXTS = 128  # to encode in one message: to read and queue one costs its se
 InThread = Callable[[Callable[[], TokenizedTexts]], Awaitable[TokenizedTexts]]
 
 
-@dataclass(slots=True)
-class TokenizedText:
+class TokenizedText(msgspec.Struct, gc=False):
     """One text's ids; the last `expansion` of them are expansion rows."""
 
     token_ids: array[int]
@@ -35,8 +35,7 @@ class TokenizedText:
         return len(self.token_ids) - self.expansion
 
 
-@dataclass(slots=True)
-class EncodedText:
+class EncodedText(msgspec.Struct, gc=False):
     """One text's token embeddings, [rows, dim] of the dtype that was asked for, little-endian."""
 
     embeddings: memoryview

@@ -48,7 +48,7 @@ TRAITS = {
         wary_work=10**11,
         read_rows=0,
         aligned_pair_work=10**9,
-        part_pairs=1024,
+        part_pairs=512,
     ),
 }
 

@@ -14,6 +14,8 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ipc.arrays import ITEM_BYTES, split_keys
 from ipc.codec import num_pairs
 from ipc.messages import Role, Score, SuppliedEmbeddings, SuppliedTokens
@@ -31,8 +33,7 @@ class JobState(enum.Enum):
     SCORING = "scoring"
 
 
-@dataclass(frozen=True, slots=True)
-class SuppliedRows:
+class SuppliedRows(msgspec.Struct, frozen=True, gc=False):
     """One text's embeddings, [rows, dim] of `dtype`, as they came."""
 
     position: int  # in the key frame
@@ -43,8 +44,7 @@ class SuppliedRows:
     keep: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SuppliedIds:
+class SuppliedIds(msgspec.Struct, frozen=True, gc=False):
     """One text's token ids, for the encoder that the worker hosts."""
 
     position: int

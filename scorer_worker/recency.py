@@ -110,15 +110,18 @@ class _Order:
     def __init__(self, size: int | None, some: int) -> None:
         self._size = size
         self._some = some
-        self._found: list[tuple[int, int]] = []  # slots, and when each became idle; the oldest last
+        # slots, the oldest last, and when each became idle: not pairs, which the garbage collector would count
+        self._slots: list[int] = []
+        self._times: list[int] = []
         self._found_until = 0  # when the youngest of them did
 
     def first(self, used: Ints, sizes: Ints) -> int | None:
-        while self._found or self._find_more(used, sizes):
-            slot, time = self._found[-1]
-            if used.item(slot) == time:
+        while self._slots or self._find_more(used, sizes):
+            slot = self._slots[-1]
+            if used.item(slot) == self._times[-1]:
                 return slot
-            self._found.pop()  # it has been used meanwhile, or has left
+            self._slots.pop()  # it has been used meanwhile, or has left
+            self._times.pop()
         return None
 
     def _find_more(self, used: Ints, sizes: Ints) -> bool:
@@ -132,10 +135,10 @@ class _Order:
             first = np.argpartition(times, self._some)[: self._some]
             slots, times = slots[first], times[first]
         order = np.argsort(times)[::-1]
-        self._found = list(zip(slots[order].tolist(), times[order].tolist(), strict=True))
-        if self._found:
-            self._found_until = self._found[0][1]
-        return bool(self._found)
+        self._slots, self._times = slots[order].tolist(), times[order].tolist()
+        if self._times:
+            self._found_until = self._times[0]
+        return bool(self._times)
 
     def _time_of_enough(self, used: Ints) -> int:
         """Before this about twice as many as are wanted became idle. To look at all of them takes twice as long (25 ms
