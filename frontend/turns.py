@@ -20,7 +20,7 @@ STRIDE = 32  # items between two looks at the clock
 QUIET_SECONDS = 50e-6  # a round of the event loop that takes less has done little
 QUIET_ROUNDS = 8  # after so many of these in a row nobody is on his way: a round of nothing takes 1 us
 OTHERS_SECONDS = 0.003  # that others have between two turns, at most: a twelfth of a busy loop is for long work
-LARGE = 1024  # items of what is not worth cutting below
+LARGE = 256  # items: what has no more is not worth cutting
 
 _encoder = msgspec.json.Encoder()
 _loop_and_gate: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
