@@ -44,7 +44,7 @@ def page() -> str:
         _cached(serving),
         _latency(serving),
         _api_servers(serving),
-        _mixed([_read("mixed-cuda"), _read("mixed-cuda-10-minutes")]),
+        _mixed(_read("mixed-cuda")),
         _encoder(encoder),
         _kernel(scoring),
         _not_reached(scoring, _read("mixed-cuda")),
@@ -168,39 +168,30 @@ def _api_servers(results: dict[str, Any]) -> str:
     return _section(title, results, text, head, rows) + _plot("throughput-by-api-servers")
 
 
-def _mixed(runs: Sequence[dict[str, Any]]) -> str:
-    """
-    Args:
-        runs: the one of now first.
-    """
+def _mixed(results: dict[str, Any]) -> str:
     names = {
         "beside_nothing": "nothing",
         "beside_encoding": "new documents only",
         "beside_mixed_traffic": "loads of six kinds",
     }
     rows = []
-    for run in runs:
-        for name, label in names.items():
-            if name not in run:  # an earlier version did not measure it
-                continue
-            part = run[name]
-            waited, used = part["cached_score_ms"], part["memory"]["used_mib"]
-            rows.append(
-                [
-                    f"{run['commit'][:7]}, {run['minutes']:g} minutes",
-                    label,
-                    f"{part['encoder_busy_share']:.2f}",
-                    *(f"{waited[share]:.1f}" for share in ("p50", "p90", "p99", "max")),
-                    f"{used['least']:,.0f} to {used['most']:,.0f}",
-                ]
-            )
+    for name, label in names.items():
+        waited, memory = results[name]["cached_score_ms"], results[name]["memory"]
+        rows.append(
+            [
+                label,
+                f"{results[name]['encoder_busy_share']:.2f}",
+                *(f"{waited[share]:.1f}" for share in ("p50", "p90", "p99", "max")),
+                *(f"{memory[kind]['least']:,.0f} to {memory[kind]['most']:,.0f}" for kind in memory),
+            ]
+        )
     text = (
         "jina-colbert-v2's shape. What a Score of a query and ten documents that the store has waits, on the worker's "
-        "socket, 100 times a second. Alone most of it is this machine waking from sleep six times. The longer run is "
-        f"of {runs[-1]['gpu']}."
+        "socket, 100 times a second. Alone most of it is this machine waking from sleep six times. Memory is what "
+        "nvidia-smi says of the device, and what torch's allocator has reserved of it."
     )
-    head = ["", "beside", "encoder busy", "p50 ms", "p90 ms", "p99 ms", "longest ms", "MiB of the device"]
-    return _section("Mixed traffic", runs[0], text, head, rows)
+    head = ["beside", "encoder busy", "p50 ms", "p90 ms", "p99 ms", "longest ms", "MiB of the device", "MiB reserved"]
+    return _section(f"Mixed traffic, {results['minutes']:g} minutes", results, text, head, rows)
 
 
 def _encoder(results: dict[str, Any]) -> str:
