@@ -44,10 +44,10 @@ def page() -> str:
         _cached(serving),
         _latency(serving),
         _api_servers(serving),
-        _mixed(_read("mixed-cuda")),
+        _mixed([_read("mixed-cuda-10-minutes"), _read("mixed-cuda")]),
         _encoder(encoder),
         _kernel(scoring),
-        _not_reached(scoring, _read("mixed-cuda")),
+        _not_reached(scoring),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -168,30 +168,33 @@ def _api_servers(results: dict[str, Any]) -> str:
     return _section(title, results, text, head, rows) + _plot("throughput-by-api-servers")
 
 
-def _mixed(results: dict[str, Any]) -> str:
+def _mixed(runs: Sequence[dict[str, Any]]) -> str:
     names = {
         "beside_nothing": "nothing",
         "beside_encoding": "new documents only",
         "beside_mixed_traffic": "loads of six kinds",
     }
-    rows = []
-    for name, label in names.items():
-        waited, memory = results[name]["cached_score_ms"], results[name]["memory"]
-        rows.append(
-            [
-                label,
-                f"{results[name]['encoder_busy_share']:.2f}",
-                *(f"{waited[share]:.1f}" for share in ("p50", "p90", "p99", "max")),
-                *(f"{memory[kind]['least']:,.0f} to {memory[kind]['most']:,.0f}" for kind in memory),
-            ]
-        )
     text = (
         "jina-colbert-v2's shape. What a Score of a query and ten documents that the store has waits, on the worker's "
         "socket, 100 times a second. Alone most of it is this machine waking from sleep six times. Memory is what "
         "nvidia-smi says of the device, and what torch's allocator has reserved of it."
     )
     head = ["beside", "encoder busy", "p50 ms", "p90 ms", "p99 ms", "longest ms", "MiB of the device", "MiB reserved"]
-    return _section(f"Mixed traffic, {results['minutes']:g} minutes", results, text, head, rows)
+    parts = [f"## Mixed traffic\n\n{text}"]
+    for results in runs:
+        rows = []
+        for name, label in names.items():
+            waited, memory = results[name]["cached_score_ms"], results[name]["memory"]
+            rows.append(
+                [
+                    label,
+                    f"{results[name]['encoder_busy_share']:.2f}",
+                    *(f"{waited[share]:.1f}" for share in ("p50", "p90", "p99", "max")),
+                    *(f"{memory[kind]['least']:,.0f} to {memory[kind]['most']:,.0f}" for kind in memory),
+                ]
+            )
+        parts += [_origin(results), "\n".join(_table(head, rows))]
+    return "\n\n".join(parts)
 
 
 def _encoder(results: dict[str, Any]) -> str:
@@ -225,7 +228,7 @@ def _kernel(results: dict[str, Any]) -> str:
     return _section("MaxSim", results, text, head, rows) + _plot("kernel-over-floor")
 
 
-def _not_reached(scoring: dict[str, Any], mixed: dict[str, Any]) -> str:
+def _not_reached(scoring: dict[str, Any]) -> str:
     workloads = scoring["workloads"]
     least = workloads["least"]["device_us"]
     rows = [
@@ -233,7 +236,6 @@ def _not_reached(scoring: dict[str, Any], mixed: dict[str, Any]) -> str:
         for name, part in workloads.items()
         if name in H100_TARGETS_US and part["device_us"] > H100_TARGETS_US[name]
     ]
-    wait = mixed["beside_encoding"]["cached_score_ms"]["p99"]
     text = [
         "## Wanted and not reached",
         "MaxSim, microseconds on the device. Last column: what any call takes (the least one) and the time of this "
@@ -253,11 +255,6 @@ def _not_reached(scoring: dict[str, Any], mixed: dict[str, Any]) -> str:
         "Whole calls of W7 and W9 differ by the host: 117 and 456 us in one run, 248 and 655 in another. Side by side "
         "on one machine, by hand: commit 374aeb1 took 141 and 717 us, ec6f8ea 107 and 724. Of W9's, cutting pairs into "
         "items takes 230 (long queries 67), before the device has its work.",
-        f"A cached Score's p99 beside saturated encoding: {wait:.1f} ms, 2 wanted. By timers in the worker, set by "
-        "hand in another run, whose p99 was 2.8 ms: reading, scoring and answering such a Score take 0.35 ms, one "
-        "step for somebody else 0.13 ms (p99 0.5 ms), launching a batch 1.9 ms of the encoder's thread. The longest "
-        "are waits of up to 15 ms in which the waiting thread used no processor: for Python's lock, or for a "
-        "processor.",
     ]
     return "\n\n".join(text)
 
@@ -268,9 +265,12 @@ def _load(part: dict[str, Any]) -> list[str]:
 
 
 def _section(title: str, results: dict[str, Any], text: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join([f"## {title}", "", text, "", _origin(results), "", *_table(head, rows)])
+
+
+def _origin(results: dict[str, Any]) -> str:
     machine = results["machine"]
-    origin = f"`{results['command']}`, commit {results['commit'][:7]}, {results['gpu']}, {machine['cores']} cores."
-    return "\n".join([f"## {title}", "", text, "", origin, "", *_table(head, rows)])
+    return f"`{results['command']}`, commit {results['commit'][:7]}, {results['gpu']}, {machine['cores']} cores."
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -42,7 +42,7 @@ async def read_body(request: Request, limit: int, timeout: float, on_growth: Cal
         RequestFailed: it is longer than `limit` bytes, or has not come within `timeout` seconds.
         ClientDisconnect: the client has gone.
     """
-    body = io.BytesIO()  # its getvalue() does not copy: the body is never in memory twice
+    body = io.BytesIO()  # its getvalue() does not copy: nothing is in memory twice here
     try:
         async with asyncio.timeout(timeout):
             while True:

@@ -162,6 +162,7 @@ class ScoreBody(CommonBody, frozen=True, kw_only=True):
 
 
 PAIRS_OF_FIELDS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
+SIDES = tuple(dict.fromkeys(name for both in PAIRS_OF_FIELDS for name in both))
 
 
 class Usage(msgspec.Struct, frozen=True):

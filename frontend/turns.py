@@ -21,29 +21,40 @@ QUIET_SECONDS = 50e-6  # a round of the event loop that takes less has done litt
 QUIET_ROUNDS = 8  # after so many of these in a row nobody is on his way: a round of nothing takes 1 us
 OTHERS_SECONDS = 0.003  # that others have between two turns, at most: a twelfth of a busy loop is for long work
 LARGE = 256  # items: what has no more is not worth cutting
+MANY = 1024  # items: to do one quick thing with all of fewer is not worth a turn; what is sorted at once
 
 _encoder = msgspec.json.Encoder()
 _loop_and_gate: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
 
-async def in_turns(items: Sequence[T], of: int = 0, stride: int = STRIDE) -> AsyncIterator[Sequence[T]]:
-    """The items in runs of `stride`; before them, and every TURN_SECONDS, the event loop does what else there is.
+class Turns:
+    """Long work that is done in steps, of which each takes much less than TURN_SECONDS."""
+
+    def __init__(self) -> None:
+        self._end = 0.0
+
+    async def before_step(self) -> None:
+        """At first, and whenever a turn is over, the event loop does what else there is."""
+        if time.perf_counter() > self._end:
+            await _let_others_go()  # at first too: parts of one request come together
+            self._end = time.perf_counter() + TURN_SECONDS
+
+
+async def in_turns(items: Sequence[T], of: int = 0) -> AsyncIterator[Sequence[T]]:
+    """The items in runs of STRIDE, each of them a step of `Turns`.
 
     Args:
-        of: how many the request has, if these are a part of them: it is cut if either is LARGE.
+        of: how many the request has, if these are a part of them: it is cut if either is more than LARGE.
     """
     if not len(items):
         return
     if max(len(items), of) <= LARGE:
         yield items
         return
-    await _let_others_go()  # parts of one request come together
-    end = time.perf_counter() + TURN_SECONDS
-    for start in range(0, len(items), stride):
-        yield items[start : start + stride]
-        if time.perf_counter() > end:
-            await _let_others_go()
-            end = time.perf_counter() + TURN_SECONDS
+    turns = Turns()
+    for start in range(0, len(items), STRIDE):
+        await turns.before_step()
+        yield items[start : start + STRIDE]
 
 
 async def write_list(make: Callable[[T], msgspec.Struct], items: Sequence[T]) -> msgspec.Raw:
@@ -56,8 +67,8 @@ async def write_list(make: Callable[[T], msgspec.Struct], items: Sequence[T]) ->
 
 
 async def end_turn(num_items: int) -> None:
-    """Between two steps of a request with so many items."""
-    if num_items > LARGE:
+    """Between two things that are done with all items of a request that has so many."""
+    if num_items > MANY:
         await _let_others_go()
 
 
@@ -67,10 +78,15 @@ async def best_first(scores: Sequence[float]) -> list[int]:
     (by hand, two cores).
     """
     order: list[int] = []
-    for start in range(0, len(scores), LARGE):
-        order += sorted(range(len(scores))[start : start + LARGE], key=scores.__getitem__, reverse=True)
-        await end_turn(len(scores))
-    return order if len(scores) <= LARGE else sorted(order, key=scores.__getitem__, reverse=True)
+    turns = Turns()
+    for start in range(0, len(scores), MANY):
+        if start:
+            await turns.before_step()
+        order += sorted(range(len(scores))[start : start + MANY], key=scores.__getitem__, reverse=True)
+    if len(scores) <= MANY:
+        return order
+    await turns.before_step()
+    return sorted(order, key=scores.__getitem__, reverse=True)
 
 
 async def _let_others_go() -> None:

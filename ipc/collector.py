@@ -13,8 +13,8 @@ from collections.abc import Callable
 # in 1 to 3, and all after a million. Who waits meanwhile does so behind each: ten thousand at a time took 2 ms, and ten
 # times as many 14 (by hand). What serves leaves no cycles behind, so this is for the unforeseen.
 THRESHOLDS = 2_000, 5, 100
-# for who has `IdleCollector`: the store of a scorer worker holds hundreds of thousands of containers, and a full
-# collection of them stood between a client and its answer for 50 ms
+# for who has `IdleCollector`: a full collection stood between a client and its answer for 50 ms, when the entries of a
+# scorer worker's store were containers that it counted; its dictionaries are still large
 ONLY_WHEN_IDLE = 2_000, 5, 10_000_000
 SECONDS_BETWEEN = 300.0
 

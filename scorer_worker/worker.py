@@ -15,8 +15,9 @@ itself: the batcher says what is scored next, the directory who gets room, the e
     W5  Pairs are aligned only for a job that wants it, in the batch that scores them, and that counts as this job's
         work: nobody waits longer for it than for scoring.
     W6  A request that brings texts, or asks for many, takes a good part of a millisecond to read, and again to admit,
-        to encode and to finish. Between two such steps the worker looks for what came and scores a batch, and looks
-        again after a batch: who asks for a few texts that the store has waits for one step or one batch, not for both.
+        to encode and to finish. Between two such steps the worker looks for what came and scores a batch, and after a
+        batch it looks again: who asks for a few texts that the store has, and comes while a batch is scored, waits for
+        no step, and who comes during a step, for one batch of others at most.
 """
 
 from __future__ import annotations

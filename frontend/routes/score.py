@@ -21,6 +21,7 @@ from frontend.ranking import RankingResult
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import (
     PAIRS_OF_FIELDS,
+    SIDES,
     InputBody,
     ScoreAnswer,
     ScoreBody,
@@ -91,9 +92,7 @@ async def _asked(call: Call) -> tuple[ScoreBody, Sequence[GivenInput], Sequence[
     if call.has_binary_body:
         body, inputs = decode_binary(call.take_body(), ScoreBody)
         return body, inputs.queries, inputs.documents, ("query", "documents")
-    body = await decode_in_turns(
-        decode_score, ScoreBody, call.take_body(), [name for both in PAIRS_OF_FIELDS for name in both]
-    )
+    body = await decode_in_turns(decode_score, ScoreBody, call.take_body(), SIDES)
     return body, *_sides(body)
 
 

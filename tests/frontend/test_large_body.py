@@ -4,52 +4,85 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import Callable, Sequence
 from unittest import mock
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend import large_body
+from frontend.embedding_schemas import RerankWithEncodingBody, decode_rerank_with_encoding
 from frontend.errors import RequestFailed
 from frontend.large_body import LARGE_LIST, decode_in_turns
-from frontend.schemas import RerankBody, decode_rerank
-
-LISTS = ("documents", "texts")
-TRICKY = st.text(st.sampled_from('"\\,[]{} aé\u2028\U0001f600'), max_size=12)
-FIELDS = st.fixed_dictionaries(
-    {},
-    optional={
-        "query": TRICKY | st.integers(),
-        "documents": st.lists(TRICKY) | TRICKY | st.lists(TRICKY | st.integers()) | st.none(),
-        "texts": st.lists(TRICKY) | st.integers(),
-        "top_n": st.integers(-1, 3),
-        "unknown": st.lists(TRICKY) | st.dictionaries(TRICKY, TRICKY, max_size=2),
-    },
+from frontend.schemas import (
+    SIDES,
+    RerankBody,
+    RerankingBody,
+    ScoreBody,
+    decode_rerank,
+    decode_reranking,
+    decode_score,
 )
 
+TRICKY = st.text(st.sampled_from('"\\,[]{} aé\u2028\U0001f600'), max_size=12)
+VALUES: st.SearchStrategy[object] = st.one_of(
+    st.lists(TRICKY),
+    TRICKY,
+    st.integers(),
+    st.none(),
+    st.lists(TRICKY | st.integers() | st.lists(TRICKY)),
+    st.lists(st.fixed_dictionaries({}, optional={"text": TRICKY, "n": st.lists(TRICKY)})),
+)
 
-def at_once(body: bytes) -> RerankBody | str:
+Decode = Callable[[bytes], msgspec.Struct]
+# of each kind of body: what decodes it, its lists, its other fields
+KINDS: dict[type[msgspec.Struct], tuple[Decode, Sequence[str], Sequence[str]]] = {
+    RerankBody: (decode_rerank, ("documents", "texts"), ("query", "top_n")),
+    ScoreBody: (decode_score, SIDES, ("model",)),
+    RerankingBody: (decode_reranking, ("input",), ("query", "top_k")),
+    RerankWithEncodingBody: (decode_rerank_with_encoding, ("documents",), ("query",)),
+}
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> tuple[type[msgspec.Struct], bytes]:
+    """Of a kind: fields of any value, most of them right, in any order and dress; some cut off."""
+    kind = draw(st.sampled_from(list(KINDS)))
+    _, lists, others = KINDS[kind]
+    fields = {name: st.lists(TRICKY) | VALUES for name in lists} | {"unknown": VALUES}
+    fields |= {name: TRICKY | st.integers(-1, 3) for name in others}
+    names = draw(st.permutations(list(fields)))
+    sent = {name: draw(fields[name]) for name in names if draw(st.booleans())}
+    comma = draw(st.sampled_from([",", ", ", " ,\n "]))
+    body = json.dumps(sent, ensure_ascii=draw(st.booleans()), separators=(comma, ": ")).encode()
+    return kind, body[: len(body) - draw(st.sampled_from([0, 0, 0, 1, 2, 3]))]
+
+
+Outcome = msgspec.Struct | tuple[str, str | None]
+
+
+def at_once(kind: type[msgspec.Struct], body: bytes) -> Outcome:
     try:
-        return decode_rerank(body)
+        return KINDS[kind][0](body)
     except RequestFailed as failure:
-        return failure.message
+        return failure.message, failure.param
 
 
-def in_turns(body: bytes) -> RerankBody | str:
+def in_turns(kind: type[msgspec.Struct], body: bytes) -> Outcome:
+    decode, lists, _ = KINDS[kind]
     try:
-        return asyncio.run(decode_in_turns(decode_rerank, RerankBody, body, LISTS))
+        return asyncio.run(decode_in_turns(decode, kind, body, lists))
     except RequestFailed as failure:
-        return failure.message
+        return failure.message, failure.param
 
 
-@given(fields=FIELDS, is_ascii=st.booleans(), comma=st.sampled_from([",", ", ", " ,\n "]), cut=st.integers(0, 3))
-def test_any_body_becomes_the_same(fields: dict[str, Any], is_ascii: bool, comma: str, cut: int) -> None:
-    body = json.dumps(fields, ensure_ascii=is_ascii, separators=(comma, ": ")).encode()
-    body = body[: len(body) - cut] if cut else body
-    with mock.patch.multiple(large_body, LARGE_LIST=2, PIECE=1):
-        assert in_turns(body) == at_once(body)
+@given(kind_and_body=bodies(), piece=st.sampled_from([1, 5]))
+def test_any_body_becomes_the_same(kind_and_body: tuple[type[msgspec.Struct], bytes], piece: int) -> None:
+    kind, body = kind_and_body
+    with mock.patch.multiple(large_body, LARGE_LIST=2, PIECE=piece):
+        assert in_turns(kind, body) == at_once(kind, body)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +99,10 @@ def test_any_body_becomes_the_same(fields: dict[str, Any], is_ascii: bool, comma
         b'{"query":"q","documents":[ ]}',
         b'{"query":"q","documents":[["a","b"],"c"]}',
         b'{"query":"q","documents":[{"text":"a"},{"text":"b"}]}',
+        b'{"query":"q","documents":""}',
+        b'{"query":"q","documents":"  "}',
+        b'{"query":"q","documents":{ }}',
+        b'{"query":"q","documents":null}',
         b'{"documents":["a","b"]}',
         b'["a","b"]',
     ],
@@ -73,7 +110,7 @@ def test_any_body_becomes_the_same(fields: dict[str, Any], is_ascii: bool, comma
 def test_odd_ones_too(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_body, "LARGE_LIST", 1)
     monkeypatch.setattr(large_body, "PIECE", 1)
-    assert in_turns(body) == at_once(body)
+    assert in_turns(RerankBody, body) == at_once(RerankBody, body)
 
 
 def test_a_large_list_is_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +122,6 @@ def test_a_large_list_is_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
         sizes.append(len(sent))
         return decode_rerank(sent)
 
-    decoded = asyncio.run(decode_in_turns(note, RerankBody, body, LISTS))
+    decoded = asyncio.run(decode_in_turns(note, RerankBody, body, ["documents", "texts"]))
     assert decoded == decode_rerank(body)
     assert len(body) > 4 * LARGE_LIST and sizes == [len('{"query":"q","documents":[],"top_n":3}')]

@@ -155,11 +155,24 @@ def test_a_part_that_is_given_up_does_not_hold_up_the_others(monkeypatch: pytest
     assert isinstance(answers[2], asyncio.CancelledError)
 
 
-@pytest.mark.parametrize("count", [0, 1, 10, turns.LARGE, turns.LARGE + 1, 3 * turns.LARGE + 7])
+@pytest.mark.parametrize("count", [0, 1, turns.MANY, 3 * turns.MANY + 7])
 def test_best_come_first_and_equal_ones_in_their_order(count: int) -> None:
     scores = [float(index * 7919 % 101) for index in range(count)]
     expected = sorted(range(count), key=lambda index: (-scores[index], index))
     assert asyncio.run(turns.best_first(scores)) == expected
+
+
+def test_a_turn_that_is_not_over_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "TURN_SECONDS", math.inf)
+    given_up = 0
+
+    async def let_others_go() -> None:
+        nonlocal given_up
+        given_up += 1
+
+    monkeypatch.setattr(turns, "_let_others_go", let_others_go)
+    asyncio.run(turns.best_first([0.0] * (10 * turns.MANY)))
+    assert given_up == 1
 
 
 @pytest.mark.parametrize("count", [0, 1, turns.STRIDE, 3 * turns.LARGE + 7])
