@@ -188,7 +188,7 @@ class Call:
         async with self.api.explanations.hold(size):
             yield await asyncio.to_thread(explain, task, result, self.api.ranker.tokenizer) if size else {}
 
-    def make_embedding_task(
+    async def make_embedding_task(
         self,
         body: CommonBody,
         role: Role,
@@ -206,11 +206,12 @@ class Call:
         limit = self._limit(body, role)
         make_key = self._key_maker(body, role, limit, truncation)
         keys = []
-        for value in inputs:
-            # 0xff is in no text: ids never have the name of one
-            data = bytes_of(value) if isinstance(value, str) else b"\xff" + array("i", value).tobytes()
-            self._text_bytes += len(data)
-            keys.append(make_key(data))
+        async for some in in_turns(inputs):
+            for value in some:
+                # 0xff is in no text: ids never have the name of one
+                data = bytes_of(value) if isinstance(value, str) else b"\xff" + array("i", value).tobytes()
+                self._text_bytes += len(data)
+                keys.append(make_key(data))
         self._ticket.add_missing(self._text_bytes)  # nothing of it is looked up
         return EmbeddingTask(
             inputs=inputs,

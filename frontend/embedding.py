@@ -20,6 +20,7 @@ from frontend.errors import invalid
 from frontend.fair_threads import FairThreads
 from frontend.run_all import run_all
 from frontend.tokenizer import StatelessTokenizer
+from frontend.turns import end_turn
 from ipc.arrays import ITEM_BYTES
 from ipc.client import ServiceClient
 from ipc.errors import ServiceFailed
@@ -79,6 +80,7 @@ class Embedder:
         """
         started = time.monotonic()
         texts = await self._tokenise(task, tokenizer)
+        await end_turn(len(texts))
         tokenized = time.monotonic()
         row_bytes = dim * ITEM_BYTES[task.dtype]
         size = sum(len(text.token_ids) for text in texts) * row_bytes
@@ -86,7 +88,9 @@ class Embedder:
             field = task.names[0].partition("[")[0]
             raise invalid(f"{field}: {size} bytes of embeddings, at most {MAX_ANSWER_BYTES} in one answer", field)
         async with self._budget.hold(size):
+            await end_turn(len(texts))
             encoded = await self._encode(task, texts, row_bytes)
+            await end_turn(len(texts))
             result = EmbeddingResult(
                 texts=encoded,
                 dim=dim,
@@ -106,9 +110,11 @@ class Embedder:
             assert isinstance(value, str)
             return value
 
+        await end_turn(len(places))
         name = task.names.__getitem__
         in_thread = partial(self._threads.run, task.client, object())
         made = await tokenise(in_thread, tokenizer, task.role, places, string, name, task.limit, task.truncation)
+        await end_turn(len(places))
         by_place = dict(zip(places, made, strict=True))
         return [
             by_place[place] if isinstance(value, str) else _cut_ids(task, place, value)

@@ -19,11 +19,13 @@ from frontend.embedding_formats import as_base64, as_base64_rows, as_bytes, as_n
 from frontend.embedding_schemas import (
     BytesMetadata,
     BytesPlace,
+    EmbedAllBody,
     EmbeddedText,
     EmbeddingBody,
     EmbeddingsAnswer,
     EmbeddingsBody,
     EncodeAnswer,
+    EncodeBody,
     JinaAnswer,
     JinaEmbeddedText,
     PooledText,
@@ -37,6 +39,7 @@ from frontend.embedding_schemas import (
 )
 from frontend.errors import RequestFailed, invalid
 from frontend.json_body import sent_fields
+from frontend.large_body import decode_in_turns
 from frontend.routes.rerank import check_direction
 from frontend.schemas import ScoreUsage, Usage
 from ipc.messages import Role
@@ -49,12 +52,12 @@ _JINA_FIELDS = ("input_type", "embedding_type", "return_multivector")  # whoever
 async def pooling(request: Request) -> Response:
     """vLLM's: numbers, base64 without shapes, or bytes with a header that says where each text's are."""
     async with admitted(request) as call:
-        body = decode_pooling(call.take_body())
+        body = await decode_in_turns(decode_pooling, PoolingBody, call.take_body(), ["input"])
         inputs = as_inputs(body.input, "input")
         _check(call, body)
         form = body.encoding_format or "float"
         dtype = "float32" if form == "float" else body.embed_dtype or "float32"
-        task = call.make_embedding_task(body, body.input_type or "document", inputs, "input", dtype)
+        task = await call.make_embedding_task(body, body.input_type or "document", inputs, "input", dtype)
         if form in ("bytes", "bytes_only"):
             result, parts = await call.embed(task, lambda result: as_bytes(result, body.endianness or "native"))
             headers = {} if form == "bytes_only" else {"metadata": _metadata(call, result, body)}
@@ -70,7 +73,7 @@ async def embeddings(request: Request) -> Response:
     async with admitted(request) as call:
         sent = call.take_body()
         try:
-            body = decode_embeddings_body(sent)
+            body = await decode_in_turns(decode_embeddings_body, EmbeddingsBody, sent, ["input"])
         except RequestFailed:
             if sent_fields(sent, *_JINA_FIELDS):
                 speak(request.scope, Dialect.JINA)
@@ -84,7 +87,7 @@ async def embeddings(request: Request) -> Response:
         inputs = as_inputs(body.input, "input")
         _check(call, body)
         role: Role = "query" if body.is_query else "document"
-        task = call.make_embedding_task(body, role, inputs, "input")
+        task = await call.make_embedding_task(body, role, inputs, "input")
         _, answer = await call.embed(task, lambda result: _embeddings_answer(call, result))
         return Response(answer, 200, media_type=JSON)
 
@@ -92,20 +95,21 @@ async def embeddings(request: Request) -> Response:
 async def multi_vector(request: Request) -> Response:
     """Jina's."""
     async with admitted(request) as call:
-        return await _jina(call, decode_embeddings_body(call.take_body()))
+        body = await decode_in_turns(decode_embeddings_body, EmbeddingsBody, call.take_body(), ["input"])
+        return await _jina(call, body)
 
 
 async def embed_all(request: Request) -> Response:
     """TEI's: a list of lists of rows."""
     async with admitted(request) as call:
-        body = decode_embed_all(call.take_body())
+        body = await decode_in_turns(decode_embed_all, EmbedAllBody, call.take_body(), ["inputs"])
         inputs = as_inputs(body.inputs, "inputs")
         _check(call, body)
         check_direction(body.truncation_direction)
         if body.truncate is not None and body.truncation is None:
             body = msgspec.structs.replace(body, truncation=body.truncate)
         role = body.prompt_name or body.input_type or "document"
-        task = call.make_embedding_task(body, role, inputs, "inputs")
+        task = await call.make_embedding_task(body, role, inputs, "inputs")
         _, answer = await call.embed(task, lambda result: _encoder.encode(as_numbers(result)))
         return Response(answer, 200, media_type=JSON)
 
@@ -113,9 +117,9 @@ async def embed_all(request: Request) -> Response:
 async def encode(request: Request) -> Response:
     """next-plaid's."""
     async with admitted(request) as call:
-        body = decode_encode(call.take_body())
+        body = await decode_in_turns(decode_encode, EncodeBody, call.take_body(), ["texts"])
         _check(call, body)
-        task = call.make_embedding_task(body, body.input_type or "document", body.texts, "texts")
+        task = await call.make_embedding_task(body, body.input_type or "document", body.texts, "texts")
         in_base64 = body.encoding_format == "base64"
         _, answer = await call.embed(task, lambda result: _encode_answer(result, in_base64))
         return Response(answer, 200, media_type=JSON)
@@ -136,7 +140,7 @@ async def _jina(call: Call, body: EmbeddingsBody) -> Response:
     inputs = as_inputs(body.input, "input")
     _check(call, body)
     role: Role = body.input_type or ("query" if body.is_query else "document")
-    task = call.make_embedding_task(body, role, inputs, "input")
+    task = await call.make_embedding_task(body, role, inputs, "input")
     kind = body.embedding_type[0] if isinstance(body.embedding_type, list) else body.embedding_type
     in_base64 = (kind or body.encoding_format) == "base64"
     _, answer = await call.embed(task, lambda result: _jina_answer(call, result, in_base64))

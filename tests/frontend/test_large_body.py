@@ -13,7 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend import large_body
-from frontend.embedding_schemas import RerankWithEncodingBody, decode_rerank_with_encoding
+from frontend.embedding_schemas import (
+    EmbedAllBody,
+    EmbeddingsBody,
+    EncodeBody,
+    PoolingBody,
+    RerankWithEncodingBody,
+    decode_embed_all,
+    decode_embeddings_body,
+    decode_encode,
+    decode_pooling,
+    decode_rerank_with_encoding,
+)
 from frontend.errors import RequestFailed
 from frontend.large_body import LARGE_LIST, decode_in_turns
 from frontend.schemas import (
@@ -43,6 +54,10 @@ KINDS: dict[type[msgspec.Struct], tuple[Decode, Sequence[str], Sequence[str]]] =
     ScoreBody: (decode_score, SIDES, ("model",)),
     RerankingBody: (decode_reranking, ("input",), ("query", "top_k")),
     RerankWithEncodingBody: (decode_rerank_with_encoding, ("documents",), ("query",)),
+    PoolingBody: (decode_pooling, ("input",), ("task",)),
+    EmbeddingsBody: (decode_embeddings_body, ("input",), ("is_query",)),
+    EmbedAllBody: (decode_embed_all, ("inputs",), ("truncate",)),
+    EncodeBody: (decode_encode, ("texts",), ("pool_factor",)),
 }
 
 
