@@ -253,9 +253,9 @@ def _not_reached(scoring: dict[str, Any]) -> str:
         "it hides behind the reading of the others. In one launch with them it adds as much (28 in blocks of 64 "
         "query rows, 55 in blocks of 128), also where more programs have room (two stages); the one document of "
         "8,192 rows adds nothing.",
-        f"W4's whole call: {calls['median']:.0f} us, 250 wanted, and {calls['low']:.0f} to {calls['high']:.0f} within the "
-        "run above; 240 and 224 in runs on other machines (commits fb43538, 85a2616). Whole calls of W7 and W9 differ "
-        "by the host too: 117 and 456 us in one run, 248 and 655 in another. Side by side "
+        f"W4's whole call: {calls['median']:.0f} us, 250 wanted, and {calls['low']:.0f} to {calls['high']:.0f} within "
+        "the run above; 240 and 224 in runs on other machines (commits fb43538, 85a2616). Whole calls of W7 and W9 "
+        "differ by the host too: 117 and 456 us in one run, 248 and 655 in another. Side by side "
         "on one machine, by hand: commit 374aeb1 took 141 and 717 us, ec6f8ea 107 and 724. Of W9's, cutting pairs into "
         "items takes 230 (long queries 67), before the device has its work.",
     ]
