@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -16,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frontend.fair_threads import FairThreads
+from tests.frontend.leftovers import is_gone_without_the_collector
 
 
 class Failure(Exception):
@@ -129,22 +128,14 @@ def test_what_work_raises_is_raised_to_who_asked_and_the_thread_is_free() -> Non
 def test_failure_is_gone_without_the_collector() -> None:
     """It would keep what the frames of its traceback hold: a request of many megabytes."""
 
-    async def run() -> weakref.ref[BaseException] | None:
+    async def fail_in_a_thread() -> None:
         threads = FairThreads(1, "test")
         try:
             await threads.run(b"", "", fail)
-        except Failure as failure:
-            return weakref.ref(failure)
         finally:
             threads.close()
-        return None
 
-    gc.disable()
-    try:
-        left = asyncio.run(run())
-        assert left is not None and left() is None
-    finally:
-        gc.enable()
+    assert is_gone_without_the_collector(Failure, fail_in_a_thread)
 
 
 def test_where_no_thread_can_be_started_only_those_who_ask_then_fail() -> None:
@@ -204,7 +195,7 @@ def test_a_piece_that_is_given_up_while_it_runs_has_its_thread_until_it_ends() -
     asyncio.run(run())
 
 
-def test_a_turn_that_is_given_up_as_it_comes_goes_to_the_next() -> None:
+def test_a_turn_that_is_given_up_as_it_comes_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the moment in which a thread is free for it and the one in which it hears of that."""
 
     async def run() -> int:
@@ -220,7 +211,7 @@ def test_a_turn_that_is_given_up_as_it_comes_goes_to_the_next() -> None:
             give_back()
             second.cancel()
 
-        threads._wake_next = wake_and_cancel  # type: ignore[method-assign]
+        monkeypatch.setattr(threads, "_wake_next", wake_and_cancel)
         gate.open()
         await first
         async with asyncio.timeout(20):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import weakref
 
 import pytest
 
 from frontend.run_all import run_all
+from tests.frontend.leftovers import is_gone_without_the_collector
 
 
 class Failure(Exception):
@@ -53,17 +52,4 @@ def test_first_failure_ends_the_others() -> None:
 
 def test_failure_is_gone_without_the_collector() -> None:
     """It would keep what the frames of its traceback hold: a request of many megabytes."""
-
-    async def run() -> weakref.ref[Failure] | None:
-        try:
-            await run_all([fail(), double(1)])
-        except Failure as failure:
-            return weakref.ref(failure)
-        return None
-
-    gc.disable()
-    try:
-        left = asyncio.run(run())
-        assert left is not None and left() is None
-    finally:
-        gc.enable()
+    assert is_gone_without_the_collector(Failure, lambda: run_all([fail(), double(1)]))

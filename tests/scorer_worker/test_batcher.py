@@ -149,7 +149,11 @@ class BatcherMachine(RuleBasedStateMachine):
 
     @rule()
     def serve(self) -> None:
+        is_small_next = self.batcher.is_small_next
         batch = self.batcher.next_batch()
+        jobs = [part.job for part in batch]
+        is_of_small = bool(jobs) and all(is_small(job) and not job.is_suspect for job in jobs)
+        assert is_small_next == is_of_small
         pairs = sum(part.stop - part.start for part in batch)
         work = sum((part.stop - part.start) * part.job.work_per_pair for part in batch)
         if len(batch) > 1:
