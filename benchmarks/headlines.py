@@ -264,9 +264,9 @@ def _not_reached(scoring: dict[str, Any], mixed: Sequence[dict[str, Any]]) -> st
         "on one machine, by hand: commit 374aeb1 took 141 and 717 us, ec6f8ea 107 and 724. Of W9's, cutting pairs into "
         "items takes 230 (long queries 67), before the device has its work.",
         f"A cached Score's p99 beside saturated encoding, 2 ms wanted: {', '.join(waits)}. By timers in the worker, "
-        "set by hand in an earlier run, whose p99 was 2.8 ms: reading, scoring and answering such a Score take 0.35 ms, "
-        "one step for somebody else 0.13 ms (p99 0.5 ms), launching a batch 1.9 ms of the encoder's thread. The longest "
-        "are waits of up to 15 ms in which the waiting thread used no processor: for Python's lock, or for a "
+        "set by hand in an earlier run, whose p99 was 2.8 ms: reading, scoring and answering such a Score take 0.35 "
+        "ms, one step for somebody else 0.13 ms (p99 0.5 ms), launching a batch 1.9 ms of the encoder's thread. The "
+        "longest are waits of up to 15 ms in which the waiting thread used no processor: for Python's lock, or for a "
         "processor.",
     ]
     return "\n\n".join(text)
