@@ -25,7 +25,7 @@ from typing import Any
 import uvloop
 
 from benchmarks.bench_serving import ask
-from benchmarks.bench_serving_cuda import bench, gpu_name, used_memory
+from benchmarks.bench_serving_cuda import USED_MEMORY, bench, gpu_name
 from benchmarks.jina_shape import make_checkpoint
 from benchmarks.measuring import parser, percentile, write
 from benchmarks.running import Server
@@ -45,7 +45,8 @@ LOADS: dict[str, Load] = {
 ENCODING_SHARE = 0.2  # of the time
 CLIENTS = 3  # at a time, of a process each, since each makes up its requests before it asks them
 IDLE_SECONDS = 10.0
-PROBE_INTERVAL, SAMPLE_INTERVAL = 0.01, 2.0  # seconds
+PROBE_INTERVAL = 0.01  # seconds
+SAMPLE_INTERVAL = 2  # seconds, whole ones
 
 
 class Background:
@@ -149,13 +150,22 @@ async def watch(address: str, seconds: float) -> dict[str, Any]:
 
 
 async def sample(client: ServiceClient, samples: list[dict[str, float]], end: float) -> None:
-    loop = asyncio.get_running_loop()
+    """Until `end`, what is in use whenever nvidia-smi says so.
+
+    One nvidia-smi for all samples: each that starts holds the driver for tens of milliseconds, and launches wait for
+    it.
+    """
+    smi = await asyncio.create_subprocess_exec(
+        *USED_MEMORY, f"--loop={SAMPLE_INTERVAL}", stdout=asyncio.subprocess.PIPE
+    )
+    assert smi.stdout is not None
     while time.monotonic() < end:
+        used = float(await smi.stdout.readline())
         statistics = await client.statistics(5.0)
-        used = await loop.run_in_executor(None, used_memory)
         reserved = statistics["device_bytes_reserved"] / 2**20
         samples.append({"used_mib": used, "reserved_mib": reserved, "encode_seconds": statistics["encode_seconds"]})
-        await asyncio.sleep(SAMPLE_INTERVAL)
+    smi.terminate()
+    await smi.wait()
 
 
 def brief(seconds: list[float]) -> dict[str, float]:

@@ -109,16 +109,22 @@ def bench(
 
 def used_memory() -> float:
     """MiB of the first device, of all processes."""
-    return float(_ask_nvidia_smi("memory.used"))
+    return float(_output_of(USED_MEMORY))
 
 
 def gpu_name() -> str:
-    return _ask_nvidia_smi("name")
+    return _output_of(_of_first_device("name"))
 
 
-def _ask_nvidia_smi(field: str) -> str:
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits", "--id=0"]
+def _of_first_device(field: str) -> list[str]:
+    return ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits", "--id=0"]
+
+
+def _output_of(command: list[str]) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+USED_MEMORY = _of_first_device("memory.used")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from engine.linear import Linear
 from engine.model_spec import LoadedModel
 from engine.modern_bert import ModernBert
 from engine.modern_bert_config import ModernBertConfig
-from engine.packing import PackedBatch, PackedTexts, fill_up, pack, split
+from engine.packing import PackedBatch, PackedTexts, fill_up, pack, pack_numbers, split
+from engine.pinned import on_device
 from engine.text_rules import TextRules
 from ipc.messages import Role, TextSpec
 
@@ -161,7 +162,7 @@ class Encoder:
     def _encode(self, texts: PackedTexts) -> EncodedTexts:
         attends = [self._specs[role].attend_expansion for role in texts.roles]
         if self._graphs is not None and self._graphs.takes(texts.lengths):
-            embeddings = self._graphs(pack(texts, attends))
+            embeddings = self._graphs(pack_numbers(texts, attends))
         elif self.device.type == "cpu":
             embeddings = self._forward(fill_up(pack(texts, attends)))[: len(texts.token_ids)]
         else:
@@ -198,18 +199,16 @@ class Encoder:
         tables = {role: table for role in self._specs if (table := self.rules.skip_table(role)) is not None}
         if tables.keys().isdisjoint(texts.roles):
             return EncodedTexts(embeddings, list(texts.lengths))
-        lengths = torch.tensor(texts.lengths)
-        token_ids = torch.frombuffer(texts.token_ids, dtype=torch.int32)
-        is_kept = torch.ones(len(token_ids), dtype=torch.bool)
+        token_ids, lengths = np.frombuffer(texts.token_ids, np.int32), np.array(texts.lengths)
+        is_kept = np.ones(len(token_ids), np.bool_)
         for role, table in tables.items():
-            has_role = torch.tensor([each == role for each in texts.roles]).repeat_interleave(lengths)
-            is_kept &= ~(torch.from_numpy(table)[token_ids] & has_role)
-        kept = is_kept.nonzero()[:, 0]
-        owners = torch.repeat_interleave(lengths)[kept]
-        rows: list[int] = torch.bincount(owners, minlength=len(lengths)).tolist()
-        if self.device.type == "cuda":  # from memory that is not pinned a copy would wait for all of the batch
-            kept = kept.pin_memory().to(self.device, non_blocking=True)
-        return EncodedTexts(embeddings[kept], rows)
+            has_role = np.repeat(np.array([each == role for each in texts.roles]), lengths)
+            is_kept &= ~(table.take(token_ids) & has_role)
+        kept = np.flatnonzero(is_kept)
+        owners = np.repeat(np.arange(len(lengths)), lengths)[kept]
+        rows: list[int] = np.bincount(owners, minlength=len(lengths)).tolist()
+        which = on_device(kept, self.device) if self.device.type == "cuda" else torch.from_numpy(kept)
+        return EncodedTexts(embeddings[which], rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from engine.encode_queue import MAX_BATCH_TEXTS
-from engine.packing import DeviceLengths, PackedBatch
+from engine.packing import DeviceLengths, PackedBatch, PackedNumbers
+from engine.pinned import pinned
 
 TOKENS_PER_TEXT = 32  # a batch of more and shorter texts is launched in the usual way, unless it is a small one
 TOKENS_PER_SHORT_TEXT = 8  # in a batch of at most SHORT_TEXTS: room for more costs attention an empty program each
@@ -36,8 +37,7 @@ class _Graph:
     """One size: where its inputs are read and its output is written."""
 
     graph: torch.cuda.CUDAGraph
-    rows: torch.Tensor  # [3, size] int64: token ids, positions, which rows are keys
-    ends: torch.Tensor  # [2, most texts + 2] int32: where each text's rows and keys end
+    inputs: torch.Tensor  # int64, of `_rows_of` and `_ends_of`
     output: torch.Tensor  # [size, dim]
 
 
@@ -64,24 +64,21 @@ class GraphedBatches:
     def _size_for(self, tokens: int) -> int:
         return self._sizes[bisect_left(self._sizes, tokens)]
 
-    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+    def __call__(self, numbers: PackedNumbers) -> torch.Tensor:
         """
         Args:
-            batch: one that is taken, on the CPU.
+            numbers: of a batch that is taken.
 
         Returns:
             [total_tokens, dim], on the device.
         """
-        total = batch.cu_seqlens[-1]
+        total = int(numbers.cu_seqlens[-1])
         size = self._size_for(total)
         graph = self._graphs[size]
-        # pinned memory comes from a cache that waits for copies out of it: the next batch does not overwrite this one
-        rows = torch.zeros(3, size, dtype=torch.int64, pin_memory=True)
-        rows[0, :total], rows[1, :total] = batch.token_ids, batch.position_ids
-        keys = _keys_of(batch)
-        rows[2, : len(keys)] = keys
-        graph.rows.copy_(rows, non_blocking=True)
-        graph.ends.copy_(_ends_of(batch, size, graph.ends.shape[1]), non_blocking=True)
+        inputs, values = pinned(tuple(graph.inputs.shape), torch.int64)
+        _write_rows(_rows_of(values, size), numbers)
+        _write_ends(_ends_of(values, size, np.int32), numbers, size)
+        graph.inputs.copy_(inputs, non_blocking=True)
         graph.graph.replay()
         return graph.output[:total].clone()  # the next replay writes there again
 
@@ -96,9 +93,9 @@ def _most_texts(size: int) -> int:
 
 
 def _capture(forward: Forward, size: int, device: torch.device, pool: Any) -> _Graph:
-    rows = torch.zeros(3, size, dtype=torch.int64, device=device)
-    ends = torch.full((2, _most_texts(size) + 2), size, dtype=torch.int32, device=device)
-    ends[:, 0] = 0
+    inputs = torch.zeros(3 * size + _most_texts(size) + 2, dtype=torch.int64, device=device)
+    rows, ends = _rows_of(inputs, size), _ends_of(inputs, size, torch.int32)
+    ends[:, 1:] = size
     lengths = DeviceLengths(ends[0], ends[1], rows[2], size, size)
     batch = PackedBatch(rows[0], rows[1], [size], [0, size], [size], lengths)
     for _ in range(2):  # what is loaded or chosen at first use must not be captured
@@ -108,25 +105,36 @@ def _capture(forward: Forward, size: int, device: torch.device, pool: Any) -> _G
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         output = forward(batch)
     graph.replay()  # the first replay brings a graph to the device, for which everybody else there would wait
-    return _Graph(graph, rows, ends, output)
+    return _Graph(graph, inputs, output)
 
 
-def _keys_of(batch: PackedBatch) -> torch.Tensor:
-    """The rows that are attended to."""
-    if list(batch.attended) == list(batch.lengths):
-        return torch.arange(batch.cu_seqlens[-1])
-    return torch.from_numpy(np.flatnonzero(batch.position_ids.numpy() < np.repeat(batch.attended, batch.lengths)))
+def _rows_of(inputs: Any, size: int) -> Any:
+    """[3, size] int64: token ids, positions, which rows are keys."""
+    return inputs[: 3 * size].reshape(3, size)
 
 
-def _ends_of(batch: PackedBatch, size: int, width: int) -> torch.Tensor:
-    """[2, width] int32, pinned. After the texts comes one that fills the batch up, has no keys and is not read;
-    after it come texts without rows."""
-    pinned = torch.empty(2, width, dtype=torch.int32, pin_memory=True)
-    ends = pinned.numpy()
-    count = len(batch.lengths)
-    ends[0, : count + 1] = batch.cu_seqlens
-    ends[0, count + 1 :] = size
-    ends[1, 0] = 0
-    np.cumsum(batch.attended, out=ends[1, 1 : count + 1])
-    ends[1, count + 1 :] = ends[1, count]
-    return pinned
+def _ends_of(inputs: Any, size: int, int32: Any) -> Any:
+    """[2, most texts + 2] int32: where each text's rows and keys end.
+
+    Args:
+        int32: of the library that `inputs` is of.
+    """
+    return inputs[3 * size :].view(int32).reshape(2, -1)
+
+
+def _write_rows(rows: Any, numbers: PackedNumbers) -> None:
+    total = len(numbers.token_ids)
+    rows[0, :total], rows[1, :total] = numbers.token_ids, numbers.position_ids
+    rows[:2, total:] = 0
+    keys = numbers.keys
+    if keys is None:
+        keys = np.arange(total)
+    rows[2, : len(keys)] = keys
+    rows[2, len(keys) :] = 0
+
+
+def _write_ends(ends: Any, numbers: PackedNumbers, size: int) -> None:
+    """After the texts comes one that fills the batch up, has no keys and is not read; after it texts without rows."""
+    after = len(numbers.lengths) + 1
+    ends[0, :after], ends[1, :after] = numbers.cu_seqlens, numbers.cu_keys
+    ends[0, after:], ends[1, after:] = size, ends[1, after - 1]

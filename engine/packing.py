@@ -5,12 +5,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from engine.encode_queue import QueuedText
+from engine.pinned import on_device
 from ipc.messages import Role
 
 
@@ -77,30 +79,73 @@ def pack(texts: PackedTexts, attends_expansion: Sequence[bool], device: torch.de
     Raises:
         ValueError: the fields do not fit each other; the message names the field.
     """
+    numbers = pack_numbers(texts, attends_expansion)
+    rows = np.stack([numbers.token_ids, numbers.position_ids])
+    if device is None or device.type == "cpu":
+        token_ids, position_ids, lengths = *torch.from_numpy(rows), None
+    else:
+        token_ids, position_ids, lengths = *on_device(rows, device), _lengths_on(device, numbers)
+    cu_seqlens, attended = numbers.cu_seqlens.tolist(), numbers.attended.tolist()
+    return PackedBatch(token_ids, position_ids, list(texts.lengths), cu_seqlens, attended, lengths)
+
+
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedNumbers:
+    """What `PackedBatch` says, in numpy."""
+
+    token_ids: Numbers  # [total_tokens]
+    position_ids: Numbers  # [total_tokens]
+    lengths: Numbers  # [n]
+    cu_seqlens: Numbers  # [n + 1]
+    attended: Numbers  # [n]
+
+    @property
+    def cu_keys(self) -> Numbers:
+        """[n + 1], as `DeviceLengths` has it."""
+        return _from_zero(self.attended)
+
+    @property
+    def keys(self) -> Numbers | None:
+        """[total attended]: which rows are attended to; None: all of them."""
+        if self.attended is self.lengths:
+            return None
+        return np.flatnonzero(self.position_ids < np.repeat(self.attended, self.lengths))
+
+
+def pack_numbers(texts: PackedTexts, attends_expansion: Sequence[bool]) -> PackedNumbers:
+    """As `pack`. In numpy: unlike torch it does not hand Python's lock over between two steps of some microseconds.
+
+    Raises:
+        ValueError: as `pack`.
+    """
     num_texts = len(texts.lengths)
     if not num_texts:
         raise ValueError("lengths: expected at least one text")
     for name, values in (("roles", texts.roles), ("expansion", texts.expansion)):
         if len(values) != num_texts:
             raise ValueError(f"{name}: {len(values)} values for {num_texts} lengths")
-    if sum(texts.lengths) != len(texts.token_ids):
-        raise ValueError(f"token_ids: {len(texts.token_ids)}, but lengths come to {sum(texts.lengths)}")
-    # numpy: unlike torch it does not hand Python's lock over between two steps of some microseconds
-    token_ids = torch.from_numpy(np.frombuffer(texts.token_ids, np.int32).astype(np.int64))
-    sizes = np.array(texts.lengths)
-    ends = np.cumsum(sizes)
-    cu_seqlens = [0, *ends.tolist()]
-    starts = torch.from_numpy(np.repeat(ends - sizes, sizes))  # [total_tokens]
-    attended = [
-        length if attends else length - extra
-        for length, extra, attends in zip(texts.lengths, texts.expansion, attends_expansion, strict=True)
-    ]
-    position_ids = torch.arange(len(token_ids)) - starts
-    if device is None or device.type == "cpu":
-        return PackedBatch(token_ids, position_ids, list(texts.lengths), cu_seqlens, attended)
-    both = torch.stack([token_ids, position_ids]).pin_memory().to(device, non_blocking=True)
-    lengths = _lengths_on(device, position_ids, starts, cu_seqlens, attended)
-    return PackedBatch(both[0], both[1], list(texts.lengths), cu_seqlens, attended, lengths)
+    lengths = np.array(texts.lengths, np.int64)
+    cu_seqlens = _from_zero(lengths)
+    if cu_seqlens[-1] != len(texts.token_ids):
+        raise ValueError(f"token_ids: {len(texts.token_ids)}, but lengths come to {cu_seqlens[-1]}")
+    unattended = np.where(np.array(attends_expansion, np.bool_), 0, np.array(texts.expansion, np.int64))
+    return PackedNumbers(
+        token_ids=np.frombuffer(texts.token_ids, np.int32).astype(np.int64),
+        position_ids=np.arange(len(texts.token_ids)) - np.repeat(cu_seqlens[:-1], lengths),
+        lengths=lengths,
+        cu_seqlens=cu_seqlens,
+        attended=lengths - unattended if unattended.any() else lengths,
+    )
+
+
+def _from_zero(sizes: Numbers) -> Numbers:
+    """[n + 1]: where each part begins, and where the last one ends."""
+    ends = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=ends[1:])
+    return ends
 
 
 STEPS = 16  # of a filled-up batch's size, in each doubling; rows that are computed for nobody are 2 % on average
@@ -127,19 +172,13 @@ def fill_up(batch: PackedBatch) -> PackedBatch:
     return replace(batch, token_ids=token_ids, position_ids=position_ids)
 
 
-def _lengths_on(
-    device: torch.device,
-    position_ids: torch.Tensor,
-    starts: torch.Tensor,
-    cu_seqlens: Sequence[int],
-    attended: Sequence[int],
-) -> DeviceLengths:
-    lengths = torch.tensor(cu_seqlens).diff()
-    keys_of = torch.tensor(attended)
-    cu_keys = torch.cat([torch.zeros(1, dtype=torch.int64), keys_of.cumsum(0)])
-    ends = torch.stack([torch.tensor(cu_seqlens), cu_keys]).int().pin_memory().to(device, non_blocking=True)
-    keys = None
-    if int(cu_keys[-1]) < cu_seqlens[-1]:
-        is_key = position_ids < keys_of.repeat_interleave(lengths)
-        keys = is_key.nonzero()[:, 0].pin_memory().to(device, non_blocking=True)
-    return DeviceLengths(ends[0], ends[1], keys, int(lengths.max()), int(keys_of.max()))
+def _lengths_on(device: torch.device, numbers: PackedNumbers) -> DeviceLengths:
+    keys = numbers.keys
+    ends = on_device(np.stack([numbers.cu_seqlens, numbers.cu_keys]).astype(np.int32), device)
+    return DeviceLengths(
+        ends[0],
+        ends[1],
+        on_device(keys, device) if keys is not None else None,
+        int(numbers.lengths.max()),
+        int(numbers.attended.max()),
+    )

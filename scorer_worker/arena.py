@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from engine.pinned import pinned
 from scorer_worker.store import ROW_GRAIN, Entry, StoreDirectory, slab_rows_for
 
 
@@ -76,17 +77,13 @@ class Arena:
 
 
 def _padded_places(entries: Sequence[Entry], firsts: Sequence[int]) -> torch.Tensor:
-    """[2, n] int64, pinned: rows of the arena, padding included, and the row of the batch that belongs in each.
-
-    In numpy, which unlike torch does not hand Python's lock over between two steps of some microseconds.
-    """
+    """[2, n] int64, pinned: rows of the arena, padding included, and the row of the batch that belongs in each."""
     rows = np.array([entry.rows for entry in entries], np.int64)
     padded = (rows + (ROW_GRAIN - 1)) // ROW_GRAIN * ROW_GRAIN
     ends = np.cumsum(padded)
     total = int(ends[-1]) if len(ends) else 0
     within = np.arange(total) - np.repeat(ends - padded, padded)
-    where = torch.empty(2, total, dtype=torch.int64, pin_memory=True)
-    both = where.numpy()
+    where, both = pinned((2, total), torch.int64)
     both[0] = np.repeat(np.array([entry.start for entry in entries], np.int64), padded) + within
     both[1] = np.repeat(np.array(firsts, np.int64), padded) + np.minimum(within, np.repeat(rows - 1, padded))
     return where

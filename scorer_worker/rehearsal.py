@@ -9,6 +9,8 @@ from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
+
 from engine.encode_queue import QueuedText
 from engine.encoder_thread import EncoderThread
 from ipc.messages import Role
@@ -18,6 +20,8 @@ from scorer_worker.store import NewEntry, whole_grains
 
 BATCHES = 6  # of each length
 LENGTHS = (8, 32, 100, 256, 8192)  # tokens of a text; cut to the longest that the model takes
+SMALL_BLOCK = 2**20  # bytes: torch's allocator keeps segments of their own for blocks of at most so many, by stream
+SMALL_BLOCKS = 16
 
 
 def rehearse(
@@ -35,6 +39,15 @@ def rehearse(
     """
     for length in dict.fromkeys(min(length, longest, max_batch_tokens) for length in LENGTHS):
         _rehearse(thread, arena, _texts(length, max_batch_tokens // length), num_rows)
+    take_small = partial(_take_small_blocks, arena.rows.device)
+    thread.call(take_small)  # on the encoder's stream
+    take_small()
+
+
+def _take_small_blocks(device: torch.device) -> None:
+    """Full batches have large results. Those of smaller ones are small blocks, more of them than were needed so far."""
+    held = [torch.empty(SMALL_BLOCK, dtype=torch.uint8, device=device) for _ in range(SMALL_BLOCKS)]
+    del held
 
 
 def _texts(length: int, count: int) -> Sequence[QueuedText]:

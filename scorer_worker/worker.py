@@ -6,18 +6,20 @@ itself: the batcher says what is scored next, the directory who gets room, the e
 
     W1  Every request is answered once, or dropped because its client has gone or cancelled it.
     W2  A waiting job holds nothing. Jobs that need room get it in turn: clients take turns, the jobs of one come in
-        order, and whose turn it is keeps it until there is room. A job that brings no texts needs none, and does not
-        wait behind them; unless the first of them has found no room for STUCK_SECONDS, because what is held may be in
-        its way.
+        order, and whose turn it is keeps it until there is room. A job that brings few texts (W6) gets it as it is
+        read, while there is room for all. A job that brings no texts needs none, and does not wait behind them; unless
+        the first of them has found no room for STUCK_SECONDS, because what is held may be in its way.
     W3  Entries are unpinned by whoever ends the job, whatever ended it.
     W4  Whatever is done for a request, its name stands in the running file meanwhile, not only while it is scored: a
         request that ends the worker as it is read, or as it gets room, is known to the next one too.
     W5  Pairs are aligned only for a job that wants it, in the batch that scores them, and that counts as this job's
         work: nobody waits longer for it than for scoring.
-    W6  A request that brings texts, or asks for many, takes a good part of a millisecond to read, and again to admit,
-        to encode and to finish. Between two such steps the worker looks for what came and scores a batch, and after a
-        batch it looks again: who asks for a few texts that the store has, and comes while a batch is scored, waits for
-        no step, and who comes during a step, for one batch of others at most.
+    W6  A request that brings many texts, or asks for many, takes a good part of a millisecond to read, and again to
+        admit, to encode and to finish. Between two such steps the worker looks for what came and scores a batch, and
+        after a batch it looks again: who asks for a few texts that the store has, and comes while a batch is scored,
+        waits for no step, and who comes during a step, for one batch of others at most. Who brings ids of a few texts
+        is read and has room at once too, as many of those as READ_SECONDS are enough for; more of them take turns with
+        the others.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ from scorer_worker.scorer import Scorer
 from scorer_worker.store import Entry, EntryState, NewEntry, TooLarge
 
 LIGHT_TEXTS = 64  # of a request that is read when it comes
-READ_SECONDS = 0.0003  # of one step: more requests are read, if they are small, and scored together
+FEW_TEXTS = 32  # of a request that brings their ids: some 0.2 ms for ten of them
+READ_SECONDS = 0.0003  # of one step, or of what brings ids when it comes: more requests are read, if they are small
 MOST_STEPS = 16  # until an encoder that waits gets what there is, though more may come to go with it
 STUCK_SECONDS = 1.0
 IDLE_WAIT = 0.25  # seconds: how often an idle worker looks at deadlines and silent clients
@@ -84,6 +87,7 @@ class Worker:
         self._jobs: dict[RequestName, Job] = {}
         self._unread: ByClient[Request] = ByClient()  # those that are not light (W6)
         self._waiting: ByClient[Job] = ByClient()  # W2
+        self._read_until = 0.0  # of what has come: whoever brings a few ids and is read at once (W6)
         self._has_taken_step = False
         self._steps = 0  # since the encoder had something new
         self._next_expiry = 0.0
@@ -170,6 +174,7 @@ class Worker:
     def _receive(self) -> bool:
         """Handle what came. False: nothing did."""
         has_come = False
+        self._read_until = time.monotonic() + READ_SECONDS
         for event in self._endpoint.receive():
             has_come = True
             self._handle(event)
@@ -177,7 +182,7 @@ class Worker:
 
     def _handle(self, event: Event) -> None:
         match event:
-            case Request() if _is_light(event):
+            case Request() if _is_light(event) or (_brings_few(event) and time.monotonic() < self._read_until):
                 self._read(event)
             case Request():
                 self._unread.add(event.message.client, event.name, event)
@@ -222,7 +227,7 @@ class Worker:
         self._running.clear()
 
     def _take(self, request: Request) -> None:
-        """A job for a Score; who needs no room is admitted at once (W2)."""
+        """A job for a Score; who needs no room, or little, is admitted at once (W2)."""
         message = request.message
         if isinstance(message, Encode) and self._encode_requests is None:
             self._refuse(request, "this worker hosts no encoder: Encode goes to the engine")
@@ -248,11 +253,15 @@ class Worker:
             return
         self._jobs[job.name] = job
         self.counters["requests"] += 1
-        if job.supplied or self._is_first_stuck:
+        if self._is_to_wait(job) or not self._admit(job):
             self._waiting.add(job.message.client, job.name, job)
-        else:
-            is_admitted = self._admit(job)
-            assert is_admitted, "what needs no room has it"
+
+    def _is_to_wait(self, job: Job) -> bool:
+        """Whether others are to have room first (W2)."""
+        if not job.supplied:
+            return self._is_first_stuck
+        has_found_none = len(self._waiting) > 0 and self._waiting.first().without_room_since is not None
+        return has_found_none or not _brings_few(job.request)
 
     def _deaths(self, name: RequestName) -> int:
         encoding = self._encoder.deaths(name) if self._encoder is not None else 0
@@ -537,6 +546,16 @@ def _is_light(request: Request) -> bool:
     """Whether to read it and give it what it needs takes next to no time (W6)."""
     message = request.message
     return isinstance(message, Score) and not message.supplied and message.keys.shape[0] <= LIGHT_TEXTS
+
+
+def _brings_few(request: Request) -> bool:
+    """Whether it brings the ids of a few texts (W6). Embeddings take longer, each of them is copied."""
+    message = request.message
+    return (
+        isinstance(message, Score)
+        and message.keys.shape[0] <= FEW_TEXTS
+        and all(isinstance(part, SuppliedTokens) for part in message.supplied)
+    )
 
 
 def _in_order_of_keys(job: Job) -> Sequence[Entry]:

@@ -44,8 +44,9 @@ class SmallDevice:
         if len(texts.token_ids) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.batches.append(list(texts.lengths))
-        rows = [[float(length), float(place), 0.0, 0.0] for length in texts.lengths for place in range(length)]
-        return EncodedTexts(torch.tensor(rows).view(-1, DIM), list(texts.lengths))
+        rows = torch.zeros(len(texts.token_ids), self.dim)
+        rows[:, :2] = torch.tensor([[length, place] for length in texts.lengths for place in range(length)])
+        return EncodedTexts(rows, list(texts.lengths))
 
 
 @pytest.fixture

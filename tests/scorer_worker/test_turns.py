@@ -12,18 +12,25 @@ import msgspec
 import pytest
 import torch
 
-from ipc.arrays import Buffer
+from engine.encode_queue import EncodeQueue
+from engine.encoder import Encoder
+from engine.encoder_thread import EncoderThread
+from engine.text_rules import TextRules
+from ipc.arrays import Buffer, FrameWriter
 from ipc.codec import decode_to_service, encode
-from ipc.messages import Credits, ErrorCode, Failed, Message, Missing, Score, Scores
+from ipc.messages import Credits, ErrorCode, Failed, Message, Missing, Role, Score, Scores, SuppliedTokens
 from ipc.running import RequestName, RunningFile
 from ipc.service import Cancelled, Endpoint, Event, Gone, Request
 from scorer_worker.arena import Arena
 from scorer_worker.batcher import Batcher
+from scorer_worker.hosted_encoder import HostedEncoder
+from scorer_worker.jobs import JobState
 from scorer_worker.pairs import PairGroup
 from scorer_worker.scorer import Scorer
 from scorer_worker.store import ROW_GRAIN, NewEntry
 from scorer_worker.worker import Worker
 from tests.scorer_worker.running_worker import CLIENT, DIM
+from tests.scorer_worker.test_hosted_encoder import SmallDevice
 from tests.scorer_worker.test_worker import TWO, Rows, score_message, unit
 
 KEYS = [b"q", b"a", b"b"]
@@ -67,7 +74,20 @@ class Desk:
         query: bytes = KEYS[0],
     ) -> RequestName:
         """A Score of KEYS comes, over a connection of its own client."""
-        message, writer = score_message([query, *KEYS[1:]], 1, supplied)
+        return self._come(number, *score_message([query, *KEYS[1:]], 1, supplied), client, seconds)
+
+    def ask_with_ids(self, number: int, client: bytes = b"another!", length: int = 5) -> RequestName:
+        """A Score of new texts comes, and brings ids, so many of each."""
+        message, writer = score_message([b"%d %d" % (number, text) for text in range(3)], 1)
+        for role, which in (("query", [0]), ("document", [1, 2])):
+            ids = writer.add_ints([7] * (length * len(which)))
+            lengths, expansion = writer.add_ints([length] * len(which)), writer.add_ints([0] * len(which))
+            message.supplied.append(SuppliedTokens(cast(Role, role), writer.add_ints(which), lengths, expansion, ids))
+        return self._come(number, message, writer, client)
+
+    def _come(
+        self, number: int, message: Score, writer: FrameWriter, client: bytes, seconds: float = 60.0
+    ) -> RequestName:
         message = msgspec.structs.replace(message, client=client)
         parts = [memoryview(bytearray(part)) for part in encode(message, writer.frames)]
         read, frames = decode_to_service(parts)
@@ -92,13 +112,26 @@ def worker(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worke
     return Worker(cast(Endpoint, desk), arena, Scorer(arena), batcher, running, None, keep_entries=True)
 
 
+@pytest.fixture
+def hosting(worker: Worker, tmp_path: Path) -> Iterator[Worker]:
+    """The same with an encoder."""
+    arena, endpoint = worker._arena, worker._endpoint
+    thread = EncoderThread(cast(Encoder, SmallDevice(room=10**6, dim=DIM)))
+    running = RunningFile(tmp_path / "running.encoder")
+    hosted = HostedEncoder(EncodeQueue(1000), thread, arena, running, TextRules(1000, 1000, {}))
+    yield Worker(endpoint, arena, worker._scorer, worker._batcher, worker._running, hosted, keep_entries=True)
+    thread.close()
+
+
 def until_answered(worker: Worker, desk: Desk, name: RequestName) -> int:
-    """How many turns that takes."""
-    for turn in range(1, 100):
+    """How many turns that takes; without limit while the encoder is busy."""
+    turn = 0
+    while name not in desk.answers:
+        encoder = worker._encoder
+        turn += encoder is None or encoder._thread.is_idle
+        assert turn < 100, "not answered in 99 turns"
         worker.turn()
-        if name in desk.answers:
-            return turn
-    raise AssertionError("not answered in 99 turns")
+    return turn
 
 
 def test_who_brings_nothing_is_answered_in_the_turn_in_which_it_comes(worker: Worker, desk: Desk) -> None:
@@ -130,6 +163,73 @@ def test_who_comes_while_others_are_scored_does_not_wait_for_the_next_step_too(
     worker.turn()
     assert isinstance(desk.answers[cached[0]], Scores)
     assert brings not in desk.answers
+
+
+def test_who_brings_ids_of_a_few_texts_has_room_in_the_turn_in_which_it_comes(
+    hosting: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        desk.ask(number, TWO, query=b"%d" % number)
+    names = [desk.ask_with_ids(number) for number in range(8, 10)]
+    hosting.turn()
+    assert hosting.statistics()["store_insertions"] == 0, "they take turns where there is no time for more"
+    monkeypatch.setattr("scorer_worker.worker.READ_SECONDS", 60.0)
+    names.append(desk.ask_with_ids(10))
+    hosting.turn()
+    assert hosting.statistics()["store_insertions"] >= 3
+    assert hosting._jobs[names[-1]].state is JobState.ENCODING
+    monkeypatch.setattr("scorer_worker.worker.FEW_TEXTS", 2)
+    names.append(desk.ask_with_ids(11))
+    hosting.turn()
+    assert names[-1] not in hosting._jobs or hosting._jobs[names[-1]].state is JobState.WAITING
+    for name in names:
+        until_answered(hosting, desk, name)
+        assert isinstance(desk.answers[name], Scores)
+
+
+def test_who_brings_ids_of_a_few_texts_waits_behind_who_has_found_no_room(
+    hosting: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scorer_worker.worker.READ_SECONDS", 60.0)
+    until_answered(hosting, desk, desk.ask(0, TWO))
+    directory = hosting._directory
+    most = directory.max_job_rows
+    full = [directory.admit([], [NewEntry(bytes([number]) * 16, most, 0)]) for number in range(3)]
+    assert all(full)
+    desk.answers.clear()
+    large = desk.ask(1, {0: [unit(0)] * (most - 2 * ROW_GRAIN), 1: TWO[1], 2: TWO[2]}, query=b"long")
+    fits = desk.ask_with_ids(2)
+    until_answered(hosting, desk, fits)
+    hosting.turn()
+    assert large in hosting._jobs
+    later = [desk.ask_with_ids(number) for number in range(3, 6)]
+    for _ in range(9):
+        hosting.turn()
+    assert desk.answers.keys() == {fits}, "room that comes free is for who waits for it"
+    for entries in full:
+        assert entries is not None
+        directory.unpin(entries)
+    for name in [large, *later]:
+        until_answered(hosting, desk, name)
+        assert isinstance(desk.answers[name], Scores)
+    directory.check_integrity()
+
+
+def test_ids_of_a_few_texts_that_find_no_room_are_given_it_later(
+    hosting: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scorer_worker.worker.READ_SECONDS", 60.0)
+    directory = hosting._directory
+    full = [directory.admit([], [NewEntry(bytes([number]) * 16, directory.max_job_rows, 0)]) for number in range(4)]
+    assert all(full)
+    name = desk.ask_with_ids(1)
+    hosting.turn()
+    assert hosting._jobs[name].state is JobState.WAITING
+    for entries in full:
+        assert entries is not None
+        directory.unpin(entries)
+    until_answered(hosting, desk, name)
+    assert isinstance(desk.answers[name], Scores)
 
 
 def test_who_asks_for_many_texts_waits_for_a_step(worker: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
