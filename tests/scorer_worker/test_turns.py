@@ -203,9 +203,9 @@ def test_who_brings_ids_of_a_few_texts_waits_behind_who_has_found_no_room(
     hosting.turn()
     assert large in hosting._jobs
     later = [desk.ask_with_ids(number) for number in range(3, 6)]
-    for _ in range(9):
-        hosting.turn()
-    assert desk.answers.keys() == {fits}, "room that comes free is for who waits for it"
+    hosting.turn()
+    states = [hosting._jobs[name].state for name in [large, *later]]
+    assert states == [JobState.WAITING] * 4, "room that comes free is for who waits for it"
     for entries in full:
         assert entries is not None
         directory.unpin(entries)
