@@ -21,7 +21,7 @@ from engine.linear import Linear
 from engine.model_spec import LoadedModel
 from engine.modern_bert import ModernBert
 from engine.modern_bert_config import ModernBertConfig
-from engine.packing import PackedBatch, PackedTexts, fill_up, pack, pack_numbers, split
+from engine.packing import Numbers, PackedBatch, PackedTexts, fill_up, pack, pack_numbers, split
 from engine.pinned import on_device
 from engine.text_rules import TextRules
 from ipc.messages import Role, TextSpec
@@ -161,13 +161,17 @@ class Encoder:
 
     def _encode(self, texts: PackedTexts) -> EncodedTexts:
         attends = [self._specs[role].attend_expansion for role in texts.roles]
+        kept, rows = self._kept_rows(texts)
         if self._graphs is not None and self._graphs.takes(texts.lengths):
-            embeddings = self._graphs(pack_numbers(texts, attends))
-        elif self.device.type == "cpu":
+            return EncodedTexts(self._graphs(pack_numbers(texts, attends), kept), rows)
+        if self.device.type == "cpu":
             embeddings = self._forward(fill_up(pack(texts, attends)))[: len(texts.token_ids)]
         else:
             embeddings = self._forward(pack(texts, attends, self.device))
-        return self._leave_out_skipped(embeddings, texts)
+        if kept is None:
+            return EncodedTexts(embeddings, rows)
+        which = torch.from_numpy(kept) if self.device.type == "cpu" else on_device(kept, self.device)
+        return EncodedTexts(embeddings[which], rows)
 
     def _forward(self, batch: PackedBatch) -> torch.Tensor:
         """[total_tokens, dim] float32, every row of length 1."""
@@ -194,11 +198,14 @@ class Encoder:
         expansion = np.array(texts.expansion)
         return bool((expansion >= 0).all() and (expansion < texts.lengths).all())
 
-    def _leave_out_skipped(self, embeddings: torch.Tensor, texts: PackedTexts) -> EncodedTexts:
-        """Which rows stay is found out on the CPU, where the ids came from: nothing waits for the device."""
+    def _kept_rows(self, texts: PackedTexts) -> tuple[Numbers | None, list[int]]:
+        """Which rows of a batch are scored, None for all of them, and how many of each text.
+
+        It is found out on the CPU, where the ids come from: nothing waits for the device.
+        """
         tables = {role: table for role in self._specs if (table := self.rules.skip_table(role)) is not None}
         if tables.keys().isdisjoint(texts.roles):
-            return EncodedTexts(embeddings, list(texts.lengths))
+            return None, list(texts.lengths)
         token_ids, lengths = np.frombuffer(texts.token_ids, np.int32), np.array(texts.lengths)
         is_kept = np.ones(len(token_ids), np.bool_)
         for role, table in tables.items():
@@ -207,8 +214,7 @@ class Encoder:
         kept = np.flatnonzero(is_kept)
         owners = np.repeat(np.arange(len(lengths)), lengths)[kept]
         rows: list[int] = np.bincount(owners, minlength=len(lengths)).tolist()
-        which = on_device(kept, self.device) if self.device.type == "cuda" else torch.from_numpy(kept)
-        return EncodedTexts(embeddings[which], rows)
+        return kept, rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from engine.encode_queue import MAX_BATCH_TEXTS
-from engine.packing import DeviceLengths, PackedBatch, PackedNumbers
+from engine.packing import DeviceLengths, Numbers, PackedBatch, PackedNumbers
 from engine.pinned import pinned
 
 TOKENS_PER_TEXT = 32  # a batch of more and shorter texts is launched in the usual way, unless it is a small one
@@ -27,6 +27,7 @@ TOKENS_PER_SHORT_TEXT = 8  # in a batch of at most SHORT_TEXTS: room for more co
 SHORT_TEXTS = MAX_BATCH_TEXTS
 FEW_TEXTS = 8
 SMALLEST = (64, 128)  # tokens; the next sizes are multiples of STEP
+ROW_INPUTS = 4
 STEP = 256  # a batch is filled up with half of it on average: less than a hundredth of a full one
 
 Forward = Callable[[PackedBatch], torch.Tensor]
@@ -38,6 +39,7 @@ class _Graph:
 
     graph: torch.cuda.CUDAGraph
     inputs: torch.Tensor  # int64, of `_rows_of` and `_ends_of`
+    kept: torch.Tensor  # [size], of these: the rows that are wanted of a batch, if not all of them are
     output: torch.Tensor  # [size, dim]
 
 
@@ -64,23 +66,25 @@ class GraphedBatches:
     def _size_for(self, tokens: int) -> int:
         return self._sizes[bisect_left(self._sizes, tokens)]
 
-    def __call__(self, numbers: PackedNumbers) -> torch.Tensor:
+    def __call__(self, numbers: PackedNumbers, kept: Numbers | None = None) -> torch.Tensor:
         """
         Args:
             numbers: of a batch that is taken.
+            kept: which of its rows are wanted, [n]; None: all of them.
 
         Returns:
-            [total_tokens, dim], on the device.
+            [n, dim] or [total_tokens, dim], on the device.
         """
         total = int(numbers.cu_seqlens[-1])
         size = self._size_for(total)
         graph = self._graphs[size]
         inputs, values = pinned(tuple(graph.inputs.shape), torch.int64)
-        _write_rows(_rows_of(values, size), numbers)
+        _write_rows(_rows_of(values, size), numbers, kept)
         _write_ends(_ends_of(values, size, np.int32), numbers, size)
         graph.inputs.copy_(inputs, non_blocking=True)
         graph.graph.replay()
-        return graph.output[:total].clone()  # the next replay writes there again
+        # a copy: the next replay writes there again
+        return graph.output[:total].clone() if kept is None else graph.output.index_select(0, graph.kept[: len(kept)])
 
 
 def sizes_up_to(max_tokens: int) -> list[int]:
@@ -93,7 +97,7 @@ def _most_texts(size: int) -> int:
 
 
 def _capture(forward: Forward, size: int, device: torch.device, pool: Any) -> _Graph:
-    inputs = torch.zeros(3 * size + _most_texts(size) + 2, dtype=torch.int64, device=device)
+    inputs = torch.zeros(ROW_INPUTS * size + _most_texts(size) + 2, dtype=torch.int64, device=device)
     rows, ends = _rows_of(inputs, size), _ends_of(inputs, size, torch.int32)
     ends[:, 1:] = size
     lengths = DeviceLengths(ends[0], ends[1], rows[2], size, size)
@@ -105,12 +109,12 @@ def _capture(forward: Forward, size: int, device: torch.device, pool: Any) -> _G
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         output = forward(batch)
     graph.replay()  # the first replay brings a graph to the device, for which everybody else there would wait
-    return _Graph(graph, inputs, output)
+    return _Graph(graph, inputs, rows[3], output)
 
 
 def _rows_of(inputs: Any, size: int) -> Any:
-    """[3, size] int64: token ids, positions, which rows are keys."""
-    return inputs[: 3 * size].reshape(3, size)
+    """[ROW_INPUTS, size] int64: token ids, positions, which rows are keys, which are kept."""
+    return inputs[: ROW_INPUTS * size].reshape(ROW_INPUTS, size)
 
 
 def _ends_of(inputs: Any, size: int, int32: Any) -> Any:
@@ -119,10 +123,10 @@ def _ends_of(inputs: Any, size: int, int32: Any) -> Any:
     Args:
         int32: of the library that `inputs` is of.
     """
-    return inputs[3 * size :].view(int32).reshape(2, -1)
+    return inputs[ROW_INPUTS * size :].view(int32).reshape(2, -1)
 
 
-def _write_rows(rows: Any, numbers: PackedNumbers) -> None:
+def _write_rows(rows: Any, numbers: PackedNumbers, kept: Numbers | None) -> None:
     total = len(numbers.token_ids)
     rows[0, :total], rows[1, :total] = numbers.token_ids, numbers.position_ids
     rows[:2, total:] = 0
@@ -131,6 +135,8 @@ def _write_rows(rows: Any, numbers: PackedNumbers) -> None:
         keys = np.arange(total)
     rows[2, : len(keys)] = keys
     rows[2, len(keys) :] = 0
+    if kept is not None:
+        rows[3, : len(kept)] = kept  # what follows is not read
 
 
 def _write_ends(ends: Any, numbers: PackedNumbers, size: int) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from engine.pinned import pinned
 from scorer_worker.store import ROW_GRAIN, Entry, StoreDirectory, slab_rows_for
+
+if TYPE_CHECKING:
+    from scorer_worker.kernels.row_copier import RowCopier
 
 
 class Arena:
@@ -30,6 +34,7 @@ class Arena:
         self.directory = StoreDirectory(total_rows, slab_rows_for(total_rows, row_bytes))
         # empty, not zeros: the system gives memory when a row is first written, so an idle store costs next to nothing
         self.rows = torch.empty(self.directory.capacity_rows, dim, dtype=dtype, device=device)
+        self._copy_rows = _row_copier(self.rows) if device.type == "cuda" else None
 
     @property
     def num_bytes(self) -> int:
@@ -48,7 +53,7 @@ class Arena:
         self.directory.fill(entry)
 
     def copy_batch(self, entries: Sequence[Entry], firsts: Sequence[int], embeddings: torch.Tensor) -> None:
-        """Bring the embeddings of a batch to their entries' rows, in one pass on a device where each launch costs.
+        """Bring the embeddings of a batch to their entries' rows; on CUDA in one launch.
 
         For any thread, on its own stream: it neither reads nor writes the directory. Whoever marks the entries as
         filled knows that the device has done it.
@@ -56,17 +61,14 @@ class Arena:
         Args:
             entries: reserved, and held.
             firsts: [n], the row of `embeddings` with which each entry's rows begin.
-            embeddings: [rows, dim], on the arena's device.
+            embeddings: [rows, dim] float32, on the arena's device; the current stream may use them.
         """
-        if self.rows.device.type == "cpu":
+        if self._copy_rows is None:
             for entry, first in zip(entries, firsts, strict=True):
                 self._copy(entry, embeddings[first : first + entry.rows])
             return
-        where = _padded_places(entries, firsts)
-        if where.shape[1]:
-            embeddings.record_stream(torch.cuda.current_stream())  # it may have been made on another one
-            on_device = where.to(self.rows.device, non_blocking=True)
-            self.rows.index_copy_(0, on_device[0], embeddings.index_select(0, on_device[1]).to(self.rows.dtype))
+        where = _padded_places(entries, firsts).to(self.rows.device, non_blocking=True)
+        self._copy_rows(where, embeddings)
 
     def _copy(self, entry: Entry, embeddings: torch.Tensor) -> None:
         end = entry.start + entry.rows
@@ -74,6 +76,13 @@ class Arena:
         padding = -entry.rows % ROW_GRAIN
         if entry.rows and padding:
             self.rows[end : end + padding] = embeddings[-1]
+
+
+def _row_copier(rows: torch.Tensor) -> RowCopier:
+    # Triton is no part of torch for a CPU
+    from scorer_worker.kernels.row_copier import RowCopier
+
+    return RowCopier(rows)
 
 
 def _padded_places(entries: Sequence[Entry], firsts: Sequence[int]) -> torch.Tensor:

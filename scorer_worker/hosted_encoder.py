@@ -199,6 +199,8 @@ class HostedEncoder:
                 late.append((entry, firsts[place]))
             self._arena.directory.fill(entry)
         if late:
+            if finished.embeddings.is_cuda:  # made on the encoder's stream
+                finished.embeddings.record_stream(torch.cuda.current_stream())
             self._arena.copy_batch([entry for entry, _ in late], [first for _, first in late], finished.embeddings)
         self._arena.directory.unpin(entries)
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from scorer_worker.arena import Arena
 from scorer_worker.kernels import triton_packed
 from scorer_worker.kernels.reference import Reference
+from scorer_worker.kernels.row_copier import RowCopier
 from scorer_worker.kernels.triton_packed import TritonPacked, choose_configs
 from scorer_worker.pairs import PairGroup
 from scorer_worker.store import Entry, NewEntry
@@ -174,6 +175,20 @@ def test_score_is_bitwise_independent_of_the_batch(plan: list[tuple[int, list[in
     for query, documents in plan:
         for document in documents:
             assert next(scores) == texts.kernel(texts.groups([(query, [document])]))[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("dim", "count"), [(1, 1), (48, 7), (100, 8), (128, 300), (384, 0)])
+def test_rows_are_copied_and_no_others(dim: int, count: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(count)
+    arena = torch.randn(1000, dim, generator=generator).to(dtype)
+    embeddings = torch.randn(50, dim, generator=generator)
+    targets = torch.randperm(1000, generator=generator)[:count]
+    sources = torch.randint(50, (count,), generator=generator)
+    expected = arena.clone()
+    expected[targets] = embeddings[sources].to(dtype)
+    RowCopier(arena)(torch.stack([targets, sources]), embeddings)
+    assert torch.equal(arena, expected)
 
 
 @functools.cache

@@ -7,10 +7,11 @@ import random
 import pytest
 import torch
 
+from scorer_worker.arena import Arena
 from scorer_worker.kernels import make_kernel
 from scorer_worker.kernels.triton_packed import TritonPacked
 from scorer_worker.pairs import PairGroup
-from scorer_worker.store import Entry
+from scorer_worker.store import Entry, NewEntry
 
 pytestmark = [
     pytest.mark.gpu,
@@ -163,3 +164,28 @@ def test_long_queries_have_the_bits_of_blocks(dim: int, dtype: str) -> None:
             for query in choose.sample(texts, choose.randrange(1, 9))
         ]
         assert list(kernel(groups)) == list(blocks(groups))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_batch_is_written_where_its_entries_are(dtype: str) -> None:
+    """Far apart in an arena of more than 2^31 elements, and nothing beside them is touched."""
+    dim = 128
+    arena = Arena(6 * 2**30, dim, TORCH_DTYPES[dtype], CUDA)
+    arena.rows.zero_()
+    choose = random.Random(0)
+    entries = []
+    for number, rows in enumerate([1, 16, 17, 300, 0, 5, 2000, 32]):
+        gap = arena.directory.admit([], [NewEntry(b"gap %012d" % number, arena.directory.max_job_rows // 16, 0)])
+        new = arena.directory.admit([], [NewEntry(number.to_bytes(16, "little"), rows, 0)])
+        assert gap and new
+        entries += new
+    firsts = [choose.randrange(1000) for _ in entries]
+    embeddings = torch.nn.functional.normalize(torch.randn(3000, dim, device=CUDA), dim=1)
+    arena.copy_batch(entries, firsts, embeddings)
+    expected = torch.zeros_like(arena.rows)
+    for entry, first in zip(entries, firsts, strict=True):
+        if entry.rows:
+            own = embeddings[first : first + entry.rows].to(arena.rows.dtype)
+            filled = torch.cat([own, own[-1:].expand(-entry.rows % 16, dim)])
+            expected[entry.start : entry.start + len(filled)] = filled
+    assert torch.equal(arena.rows, expected)
