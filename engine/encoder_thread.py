@@ -66,7 +66,9 @@ class EncoderThread:
     """Runs an `Encoder` beside the control thread.
 
     On CUDA two batches may be on their way: the next one is launched while the device still has the one before, so that
-    it never waits for a batch to be planned. A second thread waits for what was launched: who waits cannot launch.
+    it never waits for a batch to be planned. A second thread waits for what was launched: who waits cannot launch. A
+    batch that is quick to launch is launched by whoever submits it: its time is Python's, and two threads that take
+    Python's lock from each other need several times as long for it.
 
     An exception while encoding is not caught here: `take` raises it in the control thread, which ends the process (what
     users send has been checked before, so it is our own fault, and a fresh process is the only state we can trust).
@@ -74,13 +76,18 @@ class EncoderThread:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._depth = 2 if encoder.device.type == "cuda" else 1
+        is_cuda = encoder.device.type == "cuda"
+        self._depth = 2 if is_cuda else 1
+        # its own stream: what the control thread scores meanwhile does not wait behind it
+        self._stream: torch.cuda.Stream | None = torch.cuda.Stream(encoder.device) if is_cuda else None  # type: ignore[no-untyped-call]
         self._batches: queue.SimpleQueue[_Submitted | Callable[[], None] | None] = queue.SimpleQueue()
         self._launched: queue.SimpleQueue[_Launched | None] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[EncodedBatch | BaseException] = queue.SimpleQueue()
         # readable while a finished batch has not been taken
         self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
         self._submitted = 0  # batches that have not been taken
+        self._queued = 0  # batches that the thread was given, since the start
+        self._launches = 0  # of these, counted by the thread
         self._busy_since = 0.0
         self._last_delivery = 0.0
         self._threads = [
@@ -125,15 +132,22 @@ class EncoderThread:
         """Encode these, after what was submitted before.
 
         Args:
-            write: called with them and their embeddings in the encoder's thread, on its stream; what it has the device
-                do is done when the batch can be taken. Where the device has no memory for all of them at once it is
-                called with parts of them, and never with a text that has failed.
+            write: called with them and their embeddings on the encoder's stream, in its thread or in this one; what it
+                has the device do is done when the batch can be taken. Where the device has no memory for all of them at
+                once it is called with parts of them, and never with a text that has failed.
         """
         assert self.has_room
         if not self._submitted:
             self._busy_since = time.monotonic()
         self._submitted += 1
-        self._batches.put(_Submitted(texts, write))
+        batch = _Submitted(texts, write)
+        is_next = self._queued == self._launches
+        if is_next and self._stream is not None and self._encoder.is_quick_to_launch(texts):
+            with torch.cuda.stream(self._stream):
+                self._launched.put(self._launch(batch))
+        else:
+            self._queued += 1
+            self._batches.put(batch)
 
     def wait(self) -> None:
         """Until a batch has finished, or is about to be handed over: `take` may still find none. For start-up, before
@@ -171,13 +185,13 @@ class EncoderThread:
             self._hand_over(error)
 
     def _launch_all(self) -> None:
-        if self._encoder.device.type == "cuda":
-            # its own stream: what the control thread scores meanwhile does not wait behind it
-            torch.cuda.set_stream(torch.cuda.Stream(self._encoder.device))  # type: ignore[no-untyped-call]
+        if self._stream is not None:
+            torch.cuda.set_stream(self._stream)
         try:
             while (batch := self._batches.get()) is not None:
                 if isinstance(batch, _Submitted):
                     self._launched.put(self._launch(batch))
+                    self._launches += 1
                 else:
                     batch()
         finally:

@@ -17,7 +17,7 @@ from ipc.client import Frames, ServiceClient
 from ipc.errors import ServiceFailed
 from ipc.messages import Encode, Encoded, ErrorCode, FloatDType, Role
 
-TOKENISE_TEXTS = 64  # in one piece of a thread's work: 2 to 10 ms (by hand), which others wait for
+TOKENISE_TEXTS = 32  # in one piece of a thread's work: 1 to 5 ms (by hand), which others wait for
 PIECES_AT_ONCE = TOKENISING_THREADS  # of one request's part
 PART_TEXTS = 128  # to encode in one message: to read and queue one costs its service 10 us or so, and others wait
 

@@ -5,7 +5,7 @@ H1  An entry that is being encoded is held by the encoder itself, besides the jo
 H2  A text is dropped before it is encoded only when its last waiter is gone.
 H3  Who asks for embeddings by value waits in the same queue as the jobs, and a text is encoded once for both; its
     embeddings are stored only if a job waits for it too.
-H4  The encoder's thread writes into the entries that a batch had when it was started: they are held (H1), so they
+H4  The encoder writes into the entries that a batch had when it was started: they are held (H1), so they
     stay where they are. The control thread marks them as filled, after the device has done it.
 """
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
+import threading
 from array import array
 from pathlib import Path
 
 import pytest
+import torch
 
+from engine.encode_queue import QueuedText
 from engine.encoder import EncodedTexts, Encoder
+from engine.encoder_thread import EncoderThread
 from engine.packing import PackedTexts
 from tests.engine.test_families_cuda import FAMILIES, LEAST_COSINE, load_family
 
@@ -44,3 +49,38 @@ def same(ours: EncodedTexts, theirs: EncodedTexts) -> None:
     # by rounding they differ: a graph's blocks of attention are those of long texts
     cosines = (ours.embeddings * theirs.embeddings).sum(1)
     assert float(cosines.min()) >= LEAST_COSINE["float16"]
+
+
+def test_small_batches_are_launched_by_who_submits_them_and_come_in_order(tmp_path: Path) -> None:
+    encoder = Encoder.load(load_family("bert", tmp_path / "model", 1), "cuda", "float16", 2)
+    thread = EncoderThread(encoder)
+    thread.call(lambda: encoder.warm_up(4608))
+    queued = {count: [queued_text(count, place) for place in range(count)] for count in (2, 64, 65, 100)}
+    expected = {count: encoder.encode(PackedTexts.of(some)) for count, some in queued.items()}
+    torch.cuda.synchronize()
+    choose = random.Random(0)
+    launched_by: list[int] = []
+    order: list[int] = []
+    for _ in range(400):
+        while thread.has_room:
+            count = choose.choice(list(queued))
+            order.append(count)
+            before = thread._queued
+            thread.submit(queued[count], lambda texts, encoded: launched_by.append(threading.get_ident()))
+            if thread._queued == before:
+                assert count <= 64 and launched_by[-1] == threading.get_ident()
+        finished = None
+        while finished is None:
+            thread.wait()
+            finished = thread.take()
+        count = order.pop(0)
+        assert len(finished.texts) == count
+        assert torch.equal(finished.embeddings, expected[count].embeddings)
+    assert len(set(launched_by)) == 2
+    torch.cuda.synchronize()
+    thread.close()
+
+
+def queued_text(count: int, place: int) -> QueuedText:
+    ids = array("i", [3 + (count + 7 * place + each) % 90 for each in range(1 + place % 40)])
+    return QueuedText(place.to_bytes(16, "little"), "document", memoryview(ids), 0)
