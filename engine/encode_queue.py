@@ -9,7 +9,7 @@
         everyone who waits for it.
     Q5  Where a suspect (a request that was running in a service that died) waits for a text of a batch, all texts of
         that batch have the same waiters: a second death is blamed on nobody who did not want just these texts.
-    Q6  While one client wants more than a full batch and another one little, batches are smaller, and for some time
+    Q6  While one client wants more than a small batch and another one little, batches are small, and for some time
         after: who wants little waits for what runs and for what it is in, and both are shorter then. In every other one
         of them its texts come first: taking turns they would be in two batches, where they fit one.
 
@@ -150,8 +150,8 @@ class EncodeQueue:
 
     @property
     def has_full_batch(self) -> bool:
-        """Whether the texts that wait fill a batch."""
-        return self._waiting_size >= self._max_batch_tokens
+        """Whether the texts that wait fill a batch, a small one where the next ones are to be small (Q6)."""
+        return self._waiting_size >= (self._small_tokens if self._wary else self._max_batch_tokens)
 
     def running_waiters(self) -> list[RequestName]:
         """Who waits for texts that run."""
@@ -250,8 +250,8 @@ class EncodeQueue:
         return batch
 
     def _little_beside_much(self) -> list[bytes]:
-        """Clients that want little, where another one wants much and there is more than a full batch (Q6)."""
-        if len(self._turns) < 2 or self._waiting_size <= self._max_batch_tokens:
+        """Clients that want little, where another one wants more than a small batch (Q6)."""
+        if len(self._turns) < 2 or self._waiting_size <= self._small_tokens:
             return []
         looked_at = list(islice(self._turns, LOOKED_AT))
         little = [client for client in looked_at if self._wants_little(client)]

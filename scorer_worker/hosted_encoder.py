@@ -220,7 +220,7 @@ class HostedEncoder:
 def write_into(
     arena: Arena, entries: Mapping[bytes, Entry], texts: Sequence[QueuedText], encoded: EncodedTexts
 ) -> None:
-    """Embeddings of texts to their entries' rows, where they have one. For the encoder's thread."""
+    """Embeddings of texts to their entries' rows, where they have one. On the encoder's stream."""
     places = [
         (entries[text.key], end - rows)
         for text, rows, end in zip(texts, encoded.rows, accumulate(encoded.rows), strict=True)

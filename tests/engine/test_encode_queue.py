@@ -172,6 +172,17 @@ def test_batches_are_small_while_little_is_wanted_beside_much_and_for_some_time_
     assert len(batches[WARY_BATCHES]) == MAX_BATCH_TOKENS
 
 
+def test_batches_are_small_also_where_all_that_waits_would_fit_one() -> None:  # Q6
+    small = MAX_BATCH_TOKENS // SMALL_BATCH
+    queue = queue_of(*((number, 1, 1, b"much") for number in range(MAX_BATCH_TOKENS - 1)), (99, 1, 2, b"little"))
+    assert queue.has_full_batch
+    queue = queue_of(*((number, 1, 1, b"much") for number in range(MAX_BATCH_TOKENS - 2)), (99, 1, 2, b"little"))
+    assert not queue.has_full_batch
+    batch = queue.next_batch()
+    assert len(batch) == small and key_of(99) in [text.key for text in batch]
+    assert queue.has_full_batch, "a small one"
+
+
 def test_batches_are_small_also_where_much_is_many_short_texts() -> None:  # Q6
     queue = EncodeQueue(10 * MAX_BATCH_TEXTS)
     for number in range(MAX_BATCH_TEXTS + 10):
