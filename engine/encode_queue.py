@@ -149,9 +149,14 @@ class EncodeQueue:
         return batch
 
     @property
-    def has_full_batch(self) -> bool:
-        """Whether the texts that wait fill a batch, a small one where the next ones are to be small (Q6)."""
-        return self._waiting_size >= (self._small_tokens if self._wary else self._max_batch_tokens)
+    def has_due_batch(self) -> bool:
+        """Whether to wait for more texts, to go with those that wait, would be for nothing.
+
+        They fill a batch; or batches are small (Q6), and they fill a small one or somebody wants little.
+        """
+        if not self._wary:
+            return self._waiting_size >= self._max_batch_tokens
+        return self._waiting_size >= self._small_tokens or any(map(self._wants_little, self._first_clients()))
 
     def running_waiters(self) -> list[RequestName]:
         """Who waits for texts that run."""
@@ -253,9 +258,12 @@ class EncodeQueue:
         """Clients that want little, where another one wants more than a small batch (Q6)."""
         if len(self._turns) < 2 or self._waiting_size <= self._small_tokens:
             return []
-        looked_at = list(islice(self._turns, LOOKED_AT))
+        looked_at = self._first_clients()
         little = [client for client in looked_at if self._wants_little(client)]
         return little if len(little) < len(looked_at) else []
+
+    def _first_clients(self) -> list[bytes]:
+        return list(islice(self._turns, LOOKED_AT))
 
     def _bring_forward(self, little: Sequence[bytes]) -> frozenset[bytes]:
         """Let these clients have their turns first, all of them, unless they had them in the batch before (Q6).

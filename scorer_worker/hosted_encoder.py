@@ -140,19 +140,19 @@ class HostedEncoder:
                 self._arena.directory.unpin([self._entries.pop(key)])
 
     @property
-    def has_full_batch(self) -> bool:
-        """Whether the texts that wait fill a batch."""
-        return self._queue.has_full_batch
+    def has_due_batch(self) -> bool:
+        """As `EncodeQueue.has_due_batch`."""
+        return self._queue.has_due_batch
 
     def launch(self) -> bool:
-        """Start the next batch if the encoder is free, or if it is a full one, to follow the one that runs.
+        """Start the next batch if the encoder is free, or if it is due, to follow the one that runs.
 
-        A smaller one waits: until the first has finished, more may have come to go with it.
+        Another one waits: until the first has finished, more may have come to go with it.
 
         Returns:
             Whether one was started; another one may follow.
         """
-        if not (self._thread.is_idle or (self._thread.has_room and self._queue.has_full_batch)):
+        if not (self._thread.is_idle or (self._thread.has_room and self._queue.has_due_batch)):
             return False
         batch = self._queue.next_batch()
         if not batch:

@@ -133,21 +133,21 @@ class Worker:
     def _take_step(self) -> bool:
         """One thing that takes a while, if there is one (W6).
 
-        First what keeps the encoder busy. But it gets less than a full batch only when nothing more is to be read, or
+        First what keeps the encoder busy. But it gets a batch that is not due only when nothing more is to be read, or
         after some steps; and to read and to admit take turns, so that neither waits for ever.
         """
-        if self._take_encoded() or self._launch(only_full=True):
+        if self._take_encoded() or self._launch(only_due=True):
             self._steps = 0
             return True
         self._steps += 1
-        if self._steps > MOST_STEPS and self._launch(only_full=False):
+        if self._steps > MOST_STEPS and self._launch(only_due=False):
             self._steps = 0
             return True
         if self._steps % 2:
             has_moved = self._read_next() or self._admit_next()
         else:
             has_moved = self._admit_next() or self._read_next()
-        return has_moved or self._launch(only_full=False)
+        return has_moved or self._launch(only_due=False)
 
     def statistics(self) -> dict[str, float]:
         """Counters and gauges by name."""
@@ -447,9 +447,9 @@ class Worker:
         else:
             self._start_scoring(job)
 
-    def _launch(self, only_full: bool) -> bool:
+    def _launch(self, only_due: bool) -> bool:
         """Give the encoder its next batch. False: it has one, or nothing waits."""
-        if self._encoder is None or (only_full and not self._encoder.has_full_batch):
+        if self._encoder is None or (only_due and not self._encoder.has_due_batch):
             return False
         return self._encoder.launch()
 

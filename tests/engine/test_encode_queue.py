@@ -71,7 +71,7 @@ def test_batch_stays_within_its_tokens(lengths: list[int], expected: list[list[i
 def test_batch_of_short_texts_stays_within_a_number_of_them(suspects: list[int]) -> None:  # Q3
     queue = EncodeQueue(10 * MAX_BATCH_TEXTS)
     for number in range(2 * MAX_BATCH_TEXTS + 1):
-        assert queue.has_full_batch == (number >= MAX_BATCH_TEXTS)
+        assert queue.has_due_batch == (number >= MAX_BATCH_TEXTS)
         queue.add(key_of(number), "document", ids_of(1), 0, named(1), b"a", alone=1 in suspects)
     assert [len(batch) for batch in all_batches(queue)] == [MAX_BATCH_TEXTS, MAX_BATCH_TEXTS, 1]
 
@@ -175,12 +175,28 @@ def test_batches_are_small_while_little_is_wanted_beside_much_and_for_some_time_
 def test_batches_are_small_also_where_all_that_waits_would_fit_one() -> None:  # Q6
     small = MAX_BATCH_TOKENS // SMALL_BATCH
     queue = queue_of(*((number, 1, 1, b"much") for number in range(MAX_BATCH_TOKENS - 1)), (99, 1, 2, b"little"))
-    assert queue.has_full_batch
+    assert queue.has_due_batch
     queue = queue_of(*((number, 1, 1, b"much") for number in range(MAX_BATCH_TOKENS - 2)), (99, 1, 2, b"little"))
-    assert not queue.has_full_batch
+    assert not queue.has_due_batch
     batch = queue.next_batch()
     assert len(batch) == small and key_of(99) in [text.key for text in batch]
-    assert queue.has_full_batch, "a small one"
+    assert queue.has_due_batch, "a small one"
+
+
+def test_who_wants_little_waits_for_nobody_to_go_with_while_batches_are_small() -> None:  # Q6
+    queue = queue_of((1, 1, 1, b"little"))
+    assert not queue.has_due_batch
+    queue = little_beside_much()
+    first = queue.next_batch()
+    for batch in iter(queue.next_batch, []):
+        queue.finish(batch)
+    queue.finish(first)
+    assert not queue.has_due_batch, "nothing waits"
+    queue = little_beside_much()
+    queue.next_batch()
+    queue.drop(named(1))
+    queue.add(key_of(1000), "document", ids_of(1), 0, named(3), b"little")
+    assert queue.has_due_batch
 
 
 def test_batches_are_small_also_where_much_is_many_short_texts() -> None:  # Q6

@@ -55,7 +55,7 @@ def test_small_batches_are_launched_by_who_submits_them_and_come_in_order(tmp_pa
     encoder = Encoder.load(load_family("bert", tmp_path / "model", 1), "cuda", "float16", 2)
     thread = EncoderThread(encoder)
     thread.call(lambda: encoder.warm_up(4608))
-    queued = {count: [queued_text(count, place) for place in range(count)] for count in (2, 64, 65, 100)}
+    queued = {count: [queued_text(count, place) for place in range(count)] for count in (2, 64, 190, 220)}
     expected = {count: encoder.encode(PackedTexts.of(some)) for count, some in queued.items()}
     torch.cuda.synchronize()
     choose = random.Random(0)
@@ -68,7 +68,7 @@ def test_small_batches_are_launched_by_who_submits_them_and_come_in_order(tmp_pa
             before = thread._queued
             thread.submit(queued[count], lambda texts, encoded: launched_by.append(threading.get_ident()))
             if thread._queued == before:
-                assert count <= 64 and launched_by[-1] == threading.get_ident()
+                assert count <= 190 and launched_by[-1] == threading.get_ident()
         finished = None
         while finished is None:
             thread.wait()
