@@ -150,11 +150,7 @@ async def watch(address: str, seconds: float) -> dict[str, Any]:
 
 
 async def sample(client: ServiceClient, samples: list[dict[str, float]], end: float) -> None:
-    """Until `end`, what is in use whenever nvidia-smi says so.
-
-    One nvidia-smi for all samples: each that starts holds the driver for tens of milliseconds, and launches wait for
-    it.
-    """
+    """Until `end`, what is in use whenever nvidia-smi says so: one of them, so that none starts between two probes."""
     smi = await asyncio.create_subprocess_exec(
         *USED_MEMORY, f"--loop={SAMPLE_INTERVAL}", stdout=asyncio.subprocess.PIPE
     )

@@ -239,7 +239,7 @@ def _not_reached(scoring: dict[str, Any], mixed: Sequence[dict[str, Any]]) -> st
     calls = workloads["W4"]["call_us_spread"]
     waits = [
         f"{run['beside_encoding']['cached_score_ms']['p99']:.1f} ms in the {run['minutes']:g} minutes at "
-        f"{run['commit'][:7]}"
+        f"{run['commit'][:7]}, where it was {run['beside_nothing']['cached_score_ms']['p99']:.1f} beside nothing"
         for run in mixed
     ]
     text = [
@@ -263,7 +263,9 @@ def _not_reached(scoring: dict[str, Any], mixed: Sequence[dict[str, Any]]) -> st
         "differ by the host too: 117 and 456 us in one run, 248 and 655 in another. Side by side "
         "on one machine, by hand: commit 374aeb1 took 141 and 717 us, ec6f8ea 107 and 724. Of W9's, cutting pairs into "
         "items takes 230 (long queries 67), before the device has its work.",
-        f"A cached Score's p99 beside saturated encoding, 2 ms wanted: {', '.join(waits)}. By timers in the worker, "
+        f"A cached Score's p99 beside saturated encoding, 2 ms wanted: {'; '.join(waits)}. That machine's "
+        "processors had other work in the ten minutes; on another one, by hand at 0b0ed84, 1.8 ms (3,020 samples, "
+        "encoder busy 0.84) and 1.4 beside nothing. By timers in the worker, "
         "set by hand in an earlier run, whose p99 was 2.8 ms: reading, scoring and answering such a Score take 0.35 "
         "ms, one step for somebody else 0.13 ms (p99 0.5 ms), launching a batch 1.9 ms of the encoder's thread. The "
         "longest are waits of up to 15 ms in which the waiting thread used no processor: for Python's lock, or for a "
