@@ -155,13 +155,17 @@ async def sample(client: ServiceClient, samples: list[dict[str, float]], end: fl
         *USED_MEMORY, f"--loop={SAMPLE_INTERVAL}", stdout=asyncio.subprocess.PIPE
     )
     assert smi.stdout is not None
-    while time.monotonic() < end:
-        used = float(await smi.stdout.readline())
-        statistics = await client.statistics(5.0)
-        reserved = statistics["device_bytes_reserved"] / 2**20
-        samples.append({"used_mib": used, "reserved_mib": reserved, "encode_seconds": statistics["encode_seconds"]})
-    smi.terminate()
-    await smi.wait()
+    try:
+        while time.monotonic() < end:
+            line = await smi.stdout.readline()
+            assert line, "nvidia-smi has ended"
+            statistics = await client.statistics(5.0)
+            reserved = statistics["device_bytes_reserved"] / 2**20
+            busy = statistics["encode_seconds"]
+            samples.append({"used_mib": float(line), "reserved_mib": reserved, "encode_seconds": busy})
+    finally:
+        smi.terminate()
+        await smi.wait()
 
 
 def brief(seconds: list[float]) -> dict[str, float]:

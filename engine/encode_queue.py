@@ -150,13 +150,13 @@ class EncodeQueue:
 
     @property
     def has_due_batch(self) -> bool:
-        """Whether to wait for more texts, to go with those that wait, would be for nothing.
+        """Whether what waits is not to wait for more to go with it: it fills a batch, or batches are small (Q6)."""
+        return bool(self._waiting) if self._wary else self._waiting_size >= self._max_batch_tokens
 
-        They fill a batch; or batches are small (Q6), and they fill a small one or somebody wants little.
-        """
-        if not self._wary:
-            return self._waiting_size >= self._max_batch_tokens
-        return self._waiting_size >= self._small_tokens or any(map(self._wants_little, self._first_clients()))
+    @property
+    def has_suspects(self) -> bool:
+        """Whether something of a suspect's waits or runs."""
+        return bool(self._suspects)
 
     def running_waiters(self) -> list[RequestName]:
         """Who waits for texts that run."""
@@ -258,12 +258,10 @@ class EncodeQueue:
         """Clients that want little, where another one wants more than a small batch (Q6)."""
         if len(self._turns) < 2 or self._waiting_size <= self._small_tokens:
             return []
-        looked_at = self._first_clients()
-        little = [client for client in looked_at if self._wants_little(client)]
-        return little if len(little) < len(looked_at) else []
-
-    def _first_clients(self) -> list[bytes]:
-        return list(islice(self._turns, LOOKED_AT))
+        wanted = {client: self._wanted(client) for client in islice(self._turns, LOOKED_AT)}
+        if all(size <= self._small_tokens for size in wanted.values()):
+            return []
+        return [client for client, size in wanted.items() if 0 < size <= self._small_tokens]
 
     def _bring_forward(self, little: Sequence[bytes]) -> frozenset[bytes]:
         """Let these clients have their turns first, all of them, unless they had them in the batch before (Q6).
@@ -286,15 +284,18 @@ class EncodeQueue:
         self._wary -= 1
         return self._small_tokens
 
-    def _wants_little(self, client: bytes) -> bool:
-        """Whether something waits for a client, and all of it fits a small batch."""
-        left = self._small_tokens
+    def _wanted(self, client: bytes) -> int:
+        """What waits for a client, in a batch's budget; of more than fits a small batch, part of it.
+
+        Nothing does where all its texts run, and its row has not been cleared away.
+        """
+        size = 0
         for request in self._turns[client]:
             for text in self._rows[request]:
-                left -= self._size(text) if self._is_waiting(text) else 0
-                if left < 0:
-                    return False
-        return left < self._small_tokens
+                size += self._size(text) if self._is_waiting(text) else 0
+                if size > self._small_tokens:
+                    return size
+        return size
 
     def _batch_of_suspects(self, first: QueuedText) -> list[QueuedText]:
         """This text and others that just the same requests wait for (Q5), up to the budget."""

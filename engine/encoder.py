@@ -15,7 +15,6 @@ from torch.nn import functional
 from engine.attention import attend_in_window, attend_per_text, attend_varlen
 from engine.bert import Bert
 from engine.checkpoint import load_bert_weights, load_modern_bert_weights, load_projection
-from engine.encode_queue import QueuedText
 from engine.encoder_config import EncoderConfig
 from engine.graphs import GraphedBatches
 from engine.linear import Linear
@@ -134,17 +133,17 @@ class Encoder:
         alone = [self._encode(text) for text in split(texts)]
         return EncodedTexts(torch.cat([text.embeddings for text in alone]), [text.rows[0] for text in alone])
 
-    def is_quick_to_launch(self, texts: Sequence[QueuedText]) -> bool:
-        """Whether `encode` returns in about a millisecond: what the device has to do is no part of it."""
+    def is_quick_to_launch(self, lengths: Sequence[int]) -> bool:
+        """Whether `encode` returns in 1.5 ms at most for texts of these lengths; what the device has to do is no part
+        of it."""
         if self._graphs is None or self.is_deterministic:
             return False
-        lengths = [len(text.token_ids) for text in texts]
         return sum(lengths) <= QUICK_TOKENS and self._graphs.takes(lengths)
 
     @torch.inference_mode()
     def warm_up(self, max_batch_tokens: int) -> float:
         """Run the largest batches, of long texts and of short ones, and on CUDA capture their graphs.
-        Afterwards no batch up to this size takes more memory. Run it in the thread and on the stream that will encode.
+        Afterwards no batch up to this size takes more memory. Run it on the stream that will encode.
 
         Returns:
             The seconds of a full batch.
@@ -170,13 +169,15 @@ class Encoder:
 
     def _encode(self, texts: PackedTexts) -> EncodedTexts:
         attends = [self._specs[role].attend_expansion for role in texts.roles]
-        kept, rows = self._kept_rows(texts)
         if self._graphs is not None and self._graphs.takes(texts.lengths):
-            return EncodedTexts(self._graphs(pack_numbers(texts, attends), kept), rows)
+            numbers = pack_numbers(texts, attends)
+            kept, rows = self._kept_rows(texts)
+            return EncodedTexts(self._graphs(numbers, kept), rows)
         if self.device.type == "cpu":
             embeddings = self._forward(fill_up(pack(texts, attends)))[: len(texts.token_ids)]
         else:
             embeddings = self._forward(pack(texts, attends, self.device))
+        kept, rows = self._kept_rows(texts)
         if kept is None:
             return EncodedTexts(embeddings, rows)
         which = torch.from_numpy(kept) if self.device.type == "cpu" else on_device(kept, self.device)

@@ -1,4 +1,4 @@
-"""One thread that encodes planned batches, one after the other. It keeps no books; whoever plans the batches does.
+"""Encodes planned batches, one after the other, in a thread. It keeps no books; whoever plans the batches does.
 
 The control thread goes on answering while a batch runs: torch releases the interpreter lock inside its operations.
 """
@@ -24,6 +24,8 @@ from engine.packing import PackedTexts
 
 T = TypeVar("T")
 Write = Callable[[Sequence[QueuedText], EncodedTexts], None]
+
+_Encode = Callable[[Sequence[QueuedText], Write | None], tuple[EncodedTexts, frozenset[int]]]
 
 _log = logging.getLogger("maxsimd.engine")
 
@@ -70,8 +72,9 @@ class EncoderThread:
     batch that is quick to launch is launched by whoever submits it: its time is Python's, and two threads that take
     Python's lock from each other need several times as long for it.
 
-    An exception while encoding is not caught here: `take` raises it in the control thread, which ends the process (what
-    users send has been checked before, so it is our own fault, and a fresh process is the only state we can trust).
+    An exception while encoding is not caught here: `take` or `submit` raises it in the control thread, which ends the
+    process (what users send has been checked before, so it is our own fault, and a fresh process is the only state we
+    can trust).
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -135,17 +138,16 @@ class EncoderThread:
             write: called with them and their embeddings on the encoder's stream, in its thread or in this one; what it
                 has the device do is done when the batch can be taken. Where the device has no memory for all of them at
                 once it is called with parts of them, and never with a text that has failed.
+
+        Raises:
+            BaseException: what encoding raised, if that was done here.
         """
         assert self.has_room
         if not self._submitted:
             self._busy_since = time.monotonic()
         self._submitted += 1
         batch = _Submitted(texts, write)
-        is_next = self._queued == self._launches
-        if is_next and self._stream is not None and self._encoder.is_quick_to_launch(texts):
-            with torch.cuda.stream(self._stream):
-                self._launched.put(self._launch(batch))
-        else:
+        if not self._launch_here(batch):
             self._queued += 1
             self._batches.put(batch)
 
@@ -190,20 +192,34 @@ class EncoderThread:
         try:
             while (batch := self._batches.get()) is not None:
                 if isinstance(batch, _Submitted):
-                    self._launched.put(self._launch(batch))
+                    self._launched.put(self._launch(batch, self._encode))
                     self._launches += 1
                 else:
                     batch()
         finally:
             self._launched.put(None)
 
+    def _launch_here(self, batch: _Submitted) -> bool:
+        """Launch it in this thread. False: it is not quick, or not next, or the device has no memory for all of it."""
+        if self._stream is None or self._queued != self._launches:
+            return False
+        if not self._encoder.is_quick_to_launch([len(text.token_ids) for text in batch.texts]):
+            return False
+        with torch.cuda.stream(self._stream):
+            try:
+                launched = self._launch(batch, self._encode_whole)
+            except torch.OutOfMemoryError:
+                return False
+        self._launched.put(launched)
+        return True
+
     def _deliver_all(self) -> None:
         while (batch := self._launched.get()) is not None:
             self._deliver(batch)
 
-    def _launch(self, batch: _Submitted) -> _Launched:
+    def _launch(self, batch: _Submitted, encode: _Encode) -> _Launched:
         started = time.monotonic()
-        encoded, failed = self._encode(batch.texts, batch.write)
+        encoded, failed = encode(batch.texts, batch.write)
         done = None
         if self._encoder.device.type == "cuda":
             done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
@@ -231,10 +247,7 @@ class EncoderThread:
         Another process may have filled the device since the memory plan was made: the batch is halved until it fits.
         """
         try:
-            encoded = self._encoder.encode(PackedTexts.of(texts))
-            if write is not None:
-                write(texts, encoded)
-            return encoded, frozenset()
+            return self._encode_whole(texts, write)
         except torch.OutOfMemoryError:
             pass  # only after this block does the exception let go of the attempt's tensors
         torch.cuda.empty_cache()
@@ -246,3 +259,14 @@ class EncoderThread:
         right, failed_right = self._encode(texts[half:], write)
         together = EncodedTexts(torch.cat([left.embeddings, right.embeddings]), left.rows + right.rows)
         return together, failed_left | {half + place for place in failed_right}
+
+    def _encode_whole(self, texts: Sequence[QueuedText], write: Write | None) -> tuple[EncodedTexts, frozenset[int]]:
+        """As `_encode`, and it has memory.
+
+        Raises:
+            torch.OutOfMemoryError: it has not.
+        """
+        encoded = self._encoder.encode(PackedTexts.of(texts))
+        if write is not None:
+            write(texts, encoded)
+        return encoded, frozenset()

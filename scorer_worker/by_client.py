@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from ipc.running import RequestName
@@ -19,6 +20,10 @@ class ByClient(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._clients)
+
+    def __iter__(self) -> Iterator[T]:
+        """In no particular order; it must not change meanwhile."""
+        return (item for own in self._turns.values() for item in own.values())
 
     def add(self, client: bytes, name: RequestName, item: T) -> None:
         """

@@ -147,12 +147,14 @@ class HostedEncoder:
     def launch(self) -> bool:
         """Start the next batch if the encoder is free, or if it is due, to follow the one that runs.
 
-        Another one waits: until the first has finished, more may have come to go with it.
+        Another one waits: until the first has finished, more may have come to go with it. And none follows another one
+        while there are suspects: of those who are blamed for a death, none was only beside the one that caused it (Q5).
 
         Returns:
             Whether one was started; another one may follow.
         """
-        if not (self._thread.is_idle or (self._thread.has_room and self._queue.has_due_batch)):
+        may_follow = self._thread.has_room and self._queue.has_due_batch and not self._queue.has_suspects
+        if not (self._thread.is_idle or may_follow):
             return False
         batch = self._queue.next_batch()
         if not batch:
@@ -168,13 +170,13 @@ class HostedEncoder:
         finished = self._thread.take()
         if finished is None:
             return []
-        self._running.clear()
         self._counters["encode_batches"] += 1
         self._counters["encoded_texts"] += len(finished.texts)
         self._counters["encoded_tokens"] += sum(len(text.token_ids) for text in finished.texts)
         self._counters["encode_seconds"] += finished.seconds
         self._fill_entries(finished)
         waited = self._queue.finish(finished.texts)
+        self._running.write(self._queue.running_waiters())  # of the batch that followed, if one did
         values = self._values(finished, [waiters for _, waiters in waited])
         return [
             EncodedText(name, key, place not in finished.failed, self._value_for(name, values, place))

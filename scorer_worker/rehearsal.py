@@ -1,4 +1,5 @@
 """Full batches through encoder and store before anybody asks, as they go while serving: two on their way at a time.
+And blocks of memory as the results of smaller batches are.
 
 What a CUDA device's allocator takes for that it keeps, and the memory plan counts it. Afterwards nothing grows (P5).
 """

@@ -17,9 +17,9 @@ itself: the batcher says what is scored next, the directory who gets room, the e
     W6  A request that brings many texts, or asks for many, takes a good part of a millisecond to read, and again to
         admit, to encode and to finish. Between two such steps the worker looks for what came and scores a batch, and
         after a batch it looks again: who asks for a few texts that the store has, and comes while a batch is scored,
-        waits for no step, and who comes during a step, for one batch of others at most. Who brings ids of a few texts
-        is read and has room at once too, as many of those as READ_SECONDS are enough for; more of them take turns with
-        the others.
+        waits for no step, and who comes during a step, for one batch of others at most. A Score of a few texts that
+        brings their ids is read and has room at once too, as many of those as READ_SECONDS are enough for; more of them
+        take turns with the others.
 """
 
 from __future__ import annotations
@@ -47,11 +47,13 @@ from scorer_worker.scorer import Scorer
 from scorer_worker.store import Entry, EntryState, NewEntry, TooLarge
 
 LIGHT_TEXTS = 64  # of a request that is read when it comes
-FEW_TEXTS = 32  # of a request that brings their ids: some 0.2 ms for ten of them
+FEW_NEW_TEXTS, FEW_IDS = 32, 8192  # of a request that brings ids: some 0.2 ms for ten texts
 READ_SECONDS = 0.0003  # of one step, or of what brings ids when it comes: more requests are read, if they are small
+ENCODER_STEPS = 2  # in a row while others wait for one: to take a batch, and to start the next
 MOST_STEPS = 16  # until an encoder that waits gets what there is, though more may come to go with it
 STUCK_SECONDS = 1.0
 IDLE_WAIT = 0.25  # seconds: how often an idle worker looks at deadlines and silent clients
+NOT_READ = "not read within the request's time"
 COUNTERS = (
     *("requests", "answered", "cancelled", "expired", "batches", "pairs", "aligned_pairs", "score_seconds"),
     *("store_hits", "store_insertions", "store_misses"),
@@ -89,6 +91,7 @@ class Worker:
         self._waiting: ByClient[Job] = ByClient()  # W2
         self._read_until = 0.0  # of what has come: whoever brings a few ids and is read at once (W6)
         self._has_taken_step = False
+        self._encoder_steps = 0  # in a row
         self._steps = 0  # since the encoder had something new
         self._next_expiry = 0.0
         self.counters = dict.fromkeys(COUNTERS, 0.0)
@@ -133,12 +136,16 @@ class Worker:
     def _take_step(self) -> bool:
         """One thing that takes a while, if there is one (W6).
 
-        First what keeps the encoder busy. But it gets a batch that is not due only when nothing more is to be read, or
-        after some steps; and to read and to admit take turns, so that neither waits for ever.
+        First what keeps the encoder busy; but after some steps for it in a row there is one for others, as who brings
+        few ids gives it something to do without a step. It gets a batch that is not due only when nothing more is to
+        be read, or after some steps; and to read and to admit take turns, so that neither waits for ever.
         """
-        if self._take_encoded() or self._launch(only_due=True):
+        are_others_next = self._encoder_steps >= ENCODER_STEPS and bool(len(self._unread) or len(self._waiting))
+        if not are_others_next and (self._take_encoded() or self._launch(only_due=True)):
+            self._encoder_steps += 1
             self._steps = 0
             return True
+        self._encoder_steps = 0
         self._steps += 1
         if self._steps > MOST_STEPS and self._launch(only_due=False):
             self._steps = 0
@@ -214,7 +221,7 @@ class Worker:
             request = self._unread.first()
             self._unread.remove(request.name)
             if request.deadline <= time.monotonic():
-                self._expire(request.name, "not read within the request's time")
+                self._expire(request.name, NOT_READ)
             else:
                 self._read(request)
             if time.monotonic() >= end:
@@ -253,8 +260,11 @@ class Worker:
             return
         self._jobs[job.name] = job
         self.counters["requests"] += 1
-        if self._is_to_wait(job) or not self._admit(job):
+        is_to_wait = self._is_to_wait(job)
+        if is_to_wait or not self._admit(job):
             self._waiting.add(job.message.client, job.name, job)
+            if not is_to_wait and self._waiting.first() is job:
+                job.without_room_since = time.monotonic()
 
     def _is_to_wait(self, job: Job) -> bool:
         """Whether others are to have room first (W2)."""
@@ -315,6 +325,9 @@ class Worker:
         for job in [job for job in self._jobs.values() if job.request.deadline <= now]:
             self._expire(job.name, "not scored within the request's time")
             self._end(job)
+        for request in [request for request in self._unread if request.deadline <= now]:
+            self._unread.remove(request.name)
+            self._expire(request.name, NOT_READ)
 
     def _expire(self, name: RequestName, why: str) -> None:
         self._endpoint.fail(name, ErrorCode.DEADLINE_EXCEEDED, why, 1000)
@@ -553,8 +566,9 @@ def _brings_few(request: Request) -> bool:
     message = request.message
     return (
         isinstance(message, Score)
-        and message.keys.shape[0] <= FEW_TEXTS
+        and message.keys.shape[0] <= FEW_NEW_TEXTS
         and all(isinstance(part, SuppliedTokens) for part in message.supplied)
+        and sum(part.token_ids.shape[0] for part in message.supplied if isinstance(part, SuppliedTokens)) <= FEW_IDS
     )
 
 

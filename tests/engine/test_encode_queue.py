@@ -183,20 +183,24 @@ def test_batches_are_small_also_where_all_that_waits_would_fit_one() -> None:  #
     assert queue.has_due_batch, "a small one"
 
 
-def test_who_wants_little_waits_for_nobody_to_go_with_while_batches_are_small() -> None:  # Q6
+def test_nothing_waits_for_more_to_go_with_it_while_batches_are_small() -> None:  # Q6
     queue = queue_of((1, 1, 1, b"little"))
     assert not queue.has_due_batch
     queue = little_beside_much()
-    first = queue.next_batch()
-    for batch in iter(queue.next_batch, []):
-        queue.finish(batch)
-    queue.finish(first)
-    assert not queue.has_due_batch, "nothing waits"
-    queue = little_beside_much()
-    queue.next_batch()
+    queue.finish(queue.next_batch())
     queue.drop(named(1))
+    assert not queue.has_due_batch, "nothing waits"
     queue.add(key_of(1000), "document", ids_of(1), 0, named(3), b"little")
     assert queue.has_due_batch
+
+
+def test_who_has_all_it_wants_on_its_way_does_not_want_much() -> None:  # Q6
+    """Its row is cleared away only when its turn comes."""
+    queue = queue_of(*((number, 1, number % 7, bytes([number % 7])) for number in range(MAX_BATCH_TOKENS + 1)))
+    assert len(queue.next_batch()) == MAX_BATCH_TOKENS
+    for number in range(100, 106):
+        queue.add(key_of(number), "document", ids_of(1), 0, named(number), b"%d" % number)
+    assert len(queue.next_batch()) == 1 + 6, "more than a small batch, but all of them want little"
 
 
 def test_batches_are_small_also_where_much_is_many_short_texts() -> None:  # Q6

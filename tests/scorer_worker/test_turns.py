@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,10 @@ import msgspec
 import pytest
 import torch
 
-from engine.encode_queue import EncodeQueue
+from engine.encode_queue import EncodeQueue, QueuedText
 from engine.encoder import Encoder
-from engine.encoder_thread import EncoderThread
+from engine.encoder_thread import EncodedBatch, EncoderThread, Write
+from engine.packing import PackedTexts
 from engine.text_rules import TextRules
 from ipc.arrays import Buffer, FrameWriter
 from ipc.codec import decode_to_service, encode
@@ -124,9 +126,11 @@ def hosting(worker: Worker, tmp_path: Path) -> Iterator[Worker]:
 
 
 def until_answered(worker: Worker, desk: Desk, name: RequestName) -> int:
-    """How many turns that takes; without limit while the encoder is busy."""
+    """How many turns that takes; those in which the encoder is busy do not count."""
     turn = 0
+    end = time.monotonic() + 30.0
     while name not in desk.answers:
+        assert time.monotonic() < end, "not answered in 30 s"
         encoder = worker._encoder
         turn += encoder is None or encoder._thread.is_idle
         assert turn < 100, "not answered in 99 turns"
@@ -178,13 +182,69 @@ def test_who_brings_ids_of_a_few_texts_has_room_in_the_turn_in_which_it_comes(
     hosting.turn()
     assert hosting.statistics()["store_insertions"] >= 3
     assert hosting._jobs[names[-1]].state is JobState.ENCODING
-    monkeypatch.setattr("scorer_worker.worker.FEW_TEXTS", 2)
+    monkeypatch.setattr("scorer_worker.worker.FEW_NEW_TEXTS", 2)
     names.append(desk.ask_with_ids(11))
     hosting.turn()
     assert names[-1] not in hosting._jobs or hosting._jobs[names[-1]].state is JobState.WAITING
     for name in names:
         until_answered(hosting, desk, name)
         assert isinstance(desk.answers[name], Scores)
+
+
+class Instant:
+    """An encoder's thread on a device that has done every batch by the time somebody looks."""
+
+    has_room = True
+
+    def __init__(self) -> None:
+        self._batches: list[EncodedBatch] = []
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._batches
+
+    def submit(self, texts: Sequence[QueuedText], write: Write) -> None:
+        encoded = SmallDevice(room=10**6, dim=DIM).encode(PackedTexts.of(texts))
+        write(texts, encoded)
+        self._batches.append(EncodedBatch(texts, encoded.embeddings, encoded.rows, frozenset(), 0.0))
+
+    def take(self) -> EncodedBatch | None:
+        return self._batches.pop(0) if self._batches else None
+
+
+def test_who_brings_a_few_ids_without_end_keeps_nobody_from_being_read_and_admitted(
+    hosting: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scorer_worker.worker.READ_SECONDS", 60.0)
+    assert hosting._encoder is not None
+    monkeypatch.setattr(hosting._encoder, "_thread", Instant())
+    monkeypatch.setattr("engine.encode_queue.WARY_BATCHES", 10**6)
+    hosting._encoder._queue._wary = 10**6
+    numbers = itertools.count(1)
+    for _ in range(3):  # so that in each turn some of them can be taken or started
+        for _ in range(8):
+            desk.ask_with_ids(next(numbers))
+        hosting.turn()
+    brings = desk.ask(0, TWO)
+    answered = 0
+    for _ in range(60):
+        hosting.turn()
+        done = [name for name in desk.answers if name != brings]
+        answered += len(done)
+        for name in done:
+            del desk.answers[name]
+            desk.ask_with_ids(next(numbers))
+    assert brings in desk.answers
+    assert answered > 100
+
+
+def test_who_is_never_read_is_told_so(hosting: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = desk.ask(0, TWO, seconds=0.0)
+    monkeypatch.setattr(hosting, "_read_next", lambda: False)
+    monkeypatch.setattr("scorer_worker.worker.IDLE_WAIT", 0.0)
+    assert until_answered(hosting, desk, name) <= 2
+    assert desk.failures[name] is ErrorCode.DEADLINE_EXCEEDED
+    assert hosting.statistics()["jobs"] == 0
 
 
 def test_who_brings_ids_of_a_few_texts_waits_behind_who_has_found_no_room(
@@ -222,9 +282,11 @@ def test_ids_of_a_few_texts_that_find_no_room_are_given_it_later(
     directory = hosting._directory
     full = [directory.admit([], [NewEntry(bytes([number]) * 16, directory.max_job_rows, 0)]) for number in range(4)]
     assert all(full)
-    name = desk.ask_with_ids(1)
+    name, later = desk.ask_with_ids(1), desk.ask_with_ids(2, b"a third!")
     hosting.turn()
     assert hosting._jobs[name].state is JobState.WAITING
+    assert hosting._jobs[name].without_room_since is not None
+    assert hosting._jobs[later].without_room_since is None, "it was not tried"
     for entries in full:
         assert entries is not None
         directory.unpin(entries)
