@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from engine.encode_queue import EncodeQueue, QueuedText
 from engine.encoder import EncodedTexts, Encoder
-from engine.encoder_thread import EncodedBatch, EncoderThread
+from engine.encoder_thread import EncodedBatch, EncoderThread, Write
 from engine.packing import PackedTexts
 from engine.text_rules import TextRules
 from ipc.arrays import FrameWriter
-from ipc.messages import Score
+from ipc.messages import IDENTITY_BYTES, Score
 from ipc.running import RunningFile
 from ipc.service import Request
 from scorer_worker.arena import Arena
@@ -47,6 +47,28 @@ class SmallDevice:
         rows = torch.zeros(len(texts.token_ids), self.dim)
         rows[:, :2] = torch.tensor([[length, place] for length in texts.lengths for place in range(length)])
         return EncodedTexts(rows, list(texts.lengths))
+
+
+class Instant:
+    """An encoder's thread on a device that has done every batch by the time somebody looks."""
+
+    has_room = True
+
+    def __init__(self, dim: int = DIM) -> None:
+        self._dim = dim
+        self._batches: list[EncodedBatch] = []
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._batches
+
+    def submit(self, texts: Sequence[QueuedText], write: Write) -> None:
+        encoded = SmallDevice(room=10**6, dim=self._dim).encode(PackedTexts.of(texts))
+        write(texts, encoded)
+        self._batches.append(EncodedBatch(texts, encoded.embeddings, encoded.rows, frozenset(), 0.0))
+
+    def take(self) -> EncodedBatch | None:
+        return self._batches.pop(0) if self._batches else None
 
 
 @pytest.fixture
@@ -144,3 +166,41 @@ def job(number: int, key: bytes) -> Job:
     message = Score(0, number, b"someone!", 0, 1, 1, keys)
     frames = [memoryview(frame).cast("B") for frame in writer.frames]
     return read_job(Request((b"i" * 16, number), message, frames, 1e9), False, 0.0)
+
+
+def small_batches(tmp_path: Path) -> HostedEncoder:
+    """It has two of them on their way at a time."""
+    arena = Arena(2**16, DIM, torch.float32, torch.device("cpu"))
+    queue = EncodeQueue(100)
+    queue._wary = 10
+    thread = cast(EncoderThread, Instant())
+    return HostedEncoder(queue, thread, arena, RunningFile(tmp_path / "running"), TextRules(1000, 1000, {}))
+
+
+IDENTITY = b"c" * IDENTITY_BYTES
+
+
+def add(hosted: HostedEncoder, number: int, alone: bool = False) -> None:
+    ids = memoryview(array("i", [1]))
+    hosted.add(bytes([number]) * 16, "document", ids, 0, (IDENTITY, number), b"client", alone=alone)
+
+
+def test_the_batch_that_followed_stays_in_the_running_file(tmp_path: Path) -> None:
+    hosted = small_batches(tmp_path)
+    for number in range(2):
+        add(hosted, number)
+        assert hosted.launch()
+    assert [text.waiter[1] for text in hosted.take_finished()] == [0]
+    successor = RunningFile(tmp_path / "running")
+    assert [successor.deaths((IDENTITY, number)) for number in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize("suspect", [0, 1])
+def test_no_batch_follows_a_suspects_nor_is_a_suspects_that_follows(tmp_path: Path, suspect: int) -> None:
+    hosted = small_batches(tmp_path)
+    for number in range(2):
+        add(hosted, number, alone=number == suspect)
+    assert hosted.launch()
+    assert not hosted.launch()
+    hosted.take_finished()
+    assert hosted.launch() or suspect == 0

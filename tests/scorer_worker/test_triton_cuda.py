@@ -170,15 +170,17 @@ def test_long_queries_have_the_bits_of_blocks(dim: int, dtype: str) -> None:
 def test_a_batch_is_written_where_its_entries_are(dtype: str) -> None:
     """Far apart in an arena of more than 2^31 elements, and nothing beside them is touched."""
     dim = 128
-    arena = Arena(6 * 2**30, dim, TORCH_DTYPES[dtype], CUDA)
+    arena = Arena(3 * 2**30 * TORCH_DTYPES[dtype].itemsize, dim, TORCH_DTYPES[dtype], CUDA)
     arena.rows.zero_()
     choose = random.Random(0)
     entries = []
     for number, rows in enumerate([1, 16, 17, 300, 0, 5, 2000, 32]):
-        gap = arena.directory.admit([], [NewEntry(b"gap %012d" % number, arena.directory.max_job_rows // 16, 0)])
+        gap_rows = arena.directory.max_job_rows if number < 3 else 64
+        gap = arena.directory.admit([], [NewEntry(b"gap %012d" % number, gap_rows, 0)])
         new = arena.directory.admit([], [NewEntry(number.to_bytes(16, "little"), rows, 0)])
         assert gap and new
         entries += new
+    assert max(entry.start for entry in entries) * dim > 2**31
     firsts = [choose.randrange(1000) for _ in entries]
     embeddings = torch.nn.functional.normalize(torch.randn(3000, dim, device=CUDA), dim=1)
     arena.copy_batch(entries, firsts, embeddings)

@@ -13,10 +13,9 @@ import msgspec
 import pytest
 import torch
 
-from engine.encode_queue import EncodeQueue, QueuedText
+from engine.encode_queue import EncodeQueue
 from engine.encoder import Encoder
-from engine.encoder_thread import EncodedBatch, EncoderThread, Write
-from engine.packing import PackedTexts
+from engine.encoder_thread import EncoderThread
 from engine.text_rules import TextRules
 from ipc.arrays import Buffer, FrameWriter
 from ipc.codec import decode_to_service, encode
@@ -32,7 +31,7 @@ from scorer_worker.scorer import Scorer
 from scorer_worker.store import ROW_GRAIN, NewEntry
 from scorer_worker.worker import Worker
 from tests.scorer_worker.running_worker import CLIENT, DIM
-from tests.scorer_worker.test_hosted_encoder import SmallDevice
+from tests.scorer_worker.test_hosted_encoder import Instant, SmallDevice
 from tests.scorer_worker.test_worker import TWO, Rows, score_message, unit
 
 KEYS = [b"q", b"a", b"b"]
@@ -191,33 +190,12 @@ def test_who_brings_ids_of_a_few_texts_has_room_in_the_turn_in_which_it_comes(
         assert isinstance(desk.answers[name], Scores)
 
 
-class Instant:
-    """An encoder's thread on a device that has done every batch by the time somebody looks."""
-
-    has_room = True
-
-    def __init__(self) -> None:
-        self._batches: list[EncodedBatch] = []
-
-    @property
-    def is_idle(self) -> bool:
-        return not self._batches
-
-    def submit(self, texts: Sequence[QueuedText], write: Write) -> None:
-        encoded = SmallDevice(room=10**6, dim=DIM).encode(PackedTexts.of(texts))
-        write(texts, encoded)
-        self._batches.append(EncodedBatch(texts, encoded.embeddings, encoded.rows, frozenset(), 0.0))
-
-    def take(self) -> EncodedBatch | None:
-        return self._batches.pop(0) if self._batches else None
-
-
 def test_who_brings_a_few_ids_without_end_keeps_nobody_from_being_read_and_admitted(
     hosting: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scorer_worker.worker.READ_SECONDS", 60.0)
     assert hosting._encoder is not None
-    monkeypatch.setattr(hosting._encoder, "_thread", Instant())
+    monkeypatch.setattr(hosting._encoder, "_thread", Instant(DIM))
     monkeypatch.setattr("engine.encode_queue.WARY_BATCHES", 10**6)
     hosting._encoder._queue._wary = 10**6
     numbers = itertools.count(1)
@@ -283,7 +261,7 @@ def test_ids_of_a_few_texts_that_find_no_room_are_given_it_later(
     full = [directory.admit([], [NewEntry(bytes([number]) * 16, directory.max_job_rows, 0)]) for number in range(4)]
     assert all(full)
     name, later = desk.ask_with_ids(1), desk.ask_with_ids(2, b"a third!")
-    hosting.turn()
+    hosting._receive()
     assert hosting._jobs[name].state is JobState.WAITING
     assert hosting._jobs[name].without_room_since is not None
     assert hosting._jobs[later].without_room_since is None, "it was not tried"
