@@ -92,6 +92,7 @@ class Worker:
         self._read_until = 0.0  # of what has come: whoever brings a few ids and is read at once (W6)
         self._has_taken_step = False
         self._encoder_steps = 0  # in a row
+        self._reads_first = False  # in the last step for others
         self._steps = 0  # since the encoder had something new
         self._next_expiry = 0.0
         self.counters = dict.fromkeys(COUNTERS, 0.0)
@@ -150,7 +151,8 @@ class Worker:
         if self._steps > MOST_STEPS and self._launch(only_due=False):
             self._steps = 0
             return True
-        if self._steps % 2:
+        self._reads_first = not self._reads_first
+        if self._reads_first:
             has_moved = self._read_next() or self._admit_next()
         else:
             has_moved = self._admit_next() or self._read_next()

@@ -198,6 +198,7 @@ def test_who_brings_a_few_ids_without_end_keeps_nobody_from_being_read_and_admit
     monkeypatch.setattr(hosting._encoder, "_thread", Instant(DIM))
     monkeypatch.setattr("engine.encode_queue.WARY_BATCHES", 10**6)
     hosting._encoder._queue._wary = 10**6
+    monkeypatch.setattr("scorer_worker.worker.LIGHT_TEXTS", 2)
     numbers = itertools.count(1)
     for _ in range(3):  # so that in each turn some of them can be taken or started
         for _ in range(8):
@@ -205,13 +206,16 @@ def test_who_brings_a_few_ids_without_end_keeps_nobody_from_being_read_and_admit
         hosting.turn()
     brings = desk.ask(0, TWO)
     answered = 0
-    for _ in range(60):
+    for turn in range(60):
+        desk.ask(turn, client=b"reads!!!")  # more than there is time to read
+        desk.ask(100 + turn, client=b"reads!!!")
         hosting.turn()
         done = [name for name in desk.answers if name != brings]
         answered += len(done)
         for name in done:
             del desk.answers[name]
-            desk.ask_with_ids(next(numbers))
+            if name[0] != b"reads!!!":
+                desk.ask_with_ids(next(numbers))
     assert brings in desk.answers
     assert answered > 100
 
