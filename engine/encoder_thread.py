@@ -79,10 +79,8 @@ class EncoderThread:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        is_cuda = encoder.device.type == "cuda"
-        self._depth = 2 if is_cuda else 1
-        # its own stream: what the control thread scores meanwhile does not wait behind it
-        self._stream: torch.cuda.Stream | None = torch.cuda.Stream(encoder.device) if is_cuda else None  # type: ignore[no-untyped-call]
+        self._stream = _own_stream(encoder.device)
+        self._depth = 2 if self._stream is not None else 1
         self._batches: queue.SimpleQueue[_Submitted | Callable[[], None] | None] = queue.SimpleQueue()
         self._launched: queue.SimpleQueue[_Launched | None] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[EncodedBatch | BaseException] = queue.SimpleQueue()
@@ -270,3 +268,8 @@ class EncoderThread:
         if write is not None:
             write(texts, encoded)
         return encoded, frozenset()
+
+
+def _own_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """So that what the control thread scores meanwhile does not wait behind it; None on a CPU."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
