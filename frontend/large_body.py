@@ -21,9 +21,11 @@ from frontend.turns import Turns
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 LARGE_LIST = 2**16  # bytes
-PIECE = 2**14  # bytes, and what is left of the text there: 50 us or so
+PIECE = 2**15  # bytes, and what is left of the text there: 10 us, and 100 of three characters each or all escaped
 
-_TEXT_END = re.compile(rb'(?<!\\)",')  # the quote that ends a text, before another one
+_QUOTE = re.compile(rb'",')
+_TEXT_END = re.compile(rb'(?<!\\)",')  # the quote that ends a text, before another one; 40 times as slow to look for
+_BACKSLASH = ord("\\")
 _encoder = msgspec.json.Encoder()
 _texts = msgspec.json.Decoder(list[str])
 
@@ -83,10 +85,17 @@ def _pieces(sent: memoryview) -> Iterator[bytes]:
     """Lists of some of a list's elements each."""
     start, end = 1, len(sent) - 1  # between its brackets
     while start < end:
-        found = _TEXT_END.search(sent, start + PIECE)
-        stop = found.end() - 1 if found is not None else end
-        yield b"[" + bytes(sent[start:stop]) + b"]"
+        stop = min(_find_text_end(sent, start + PIECE), end)
+        yield b"".join((b"[", sent[start:stop], b"]"))
         start = stop + 1
+
+
+def _find_text_end(sent: memoryview, start: int) -> int:
+    """Behind the first text that ends there or later, and before another one; without one, the end of all."""
+    found = _QUOTE.search(sent, start)
+    if found is not None and sent[found.start() - 1] == _BACKSLASH:
+        found = _TEXT_END.search(sent, found.end())
+    return found.end() - 1 if found is not None else len(sent)
 
 
 @lru_cache(maxsize=16)
