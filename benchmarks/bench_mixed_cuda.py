@@ -4,8 +4,9 @@
 
 A model of jina-colbert-v2's shape with random weights, four API servers. Some clients keep the encoder busy over HTTP:
 for a fifth of the time with new documents only, then each with one load after the other, of many kinds. Before and
-meanwhile a client on the worker's socket asks 100 times a second for a Score of a query and ten documents that the
-store has, as an API server would. Memory is the device's, of all processes, as nvidia-smi has it, and what torch's
+meanwhile a client on the worker's socket asks 50 times a second for a Score of a query and ten documents that the
+store has, as an API server would, and between two of these a process that does nothing but answer: what that takes, the
+machine takes for whoever answers. Memory is the device's, of all processes, as nvidia-smi has it, and what torch's
 allocator has reserved.
 """
 
@@ -18,7 +19,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import uvloop
 
 from benchmarks.bench_serving import ask
 from benchmarks.bench_serving_cuda import USED_MEMORY, bench, gpu_name
+from benchmarks.echo import Echo, EchoClient
 from benchmarks.jina_shape import make_checkpoint
 from benchmarks.measuring import parser, percentile, write
 from benchmarks.running import Server
@@ -33,6 +35,7 @@ from ipc.client import ServiceClient
 from ipc.errors import ServiceFailed
 
 ENCODING = "100 new documents of 256 tokens"
+Watch = Callable[[float], Coroutine[Any, Any, dict[str, Any]]]
 Load = tuple[list[str], int, int]  # options of `maxsimd bench`, requests, at a time
 LOADS: dict[str, Load] = {
     ENCODING: (["--documents", "100", "--document-len", "256"], 200, 16),
@@ -100,10 +103,12 @@ def main() -> None:
         model = Path(directory) / "model"
         make_checkpoint(model)
         serve = [str(model), "--load-format", "dummy", "--device", "cuda", "--api-server-count", "4"]
-        with Server(*serve, "--embedding-cache-size", "8GiB") as server:
-            address = f"ipc://{next(Path(directory).glob('maxsimd-*/worker.sock'))}"
-            idle = uvloop.run(watch(address, IDLE_SECONDS))
-            ask_beside = functools.partial(beside, server, str(model), address, itertools.count())
+        with Server(*serve, "--embedding-cache-size", "8GiB") as server, Echo() as echo:
+            watched = functools.partial(
+                watch, f"ipc://{next(Path(directory).glob('maxsimd-*/worker.sock'))}", echo.address
+            )
+            idle = uvloop.run(watched(IDLE_SECONDS))
+            ask_beside = functools.partial(beside, server, str(model), watched, itertools.count())
             encoding = ask_beside({ENCODING: LOADS[ENCODING]}, options.minutes * 60 * ENCODING_SHARE)
             mixed = ask_beside(LOADS, options.minutes * 60 * (1 - ENCODING_SHARE))
     results = {"beside_nothing": idle, "beside_encoding": encoding, "beside_mixed_traffic": mixed}
@@ -111,12 +116,12 @@ def main() -> None:
 
 
 def beside(
-    server: Server, tokenizer: str, address: str, seeds: Iterator[int], loads: Mapping[str, Load], seconds: float
+    server: Server, tokenizer: str, watched: Watch, seeds: Iterator[int], loads: Mapping[str, Load], seconds: float
 ) -> dict[str, Any]:
     """Probes and samples while clients ask these loads."""
     clients = [Background(server, tokenizer, index, loads, seeds) for index in range(CLIENTS)]
     try:
-        measured = uvloop.run(watch(address, seconds))
+        measured = uvloop.run(watched(seconds))
     finally:
         for client in clients:
             client.stop()
@@ -124,13 +129,14 @@ def beside(
     return {**measured, "failed": sum(load["failed"] for load in done), "loads": done}
 
 
-async def watch(address: str, seconds: float) -> dict[str, Any]:
+async def watch(address: str, echo_address: str, seconds: float) -> dict[str, Any]:
     """Probes and samples for so long."""
-    client = ServiceClient("worker", address)
+    client, echo = ServiceClient("worker", address), EchoClient(echo_address)
     await client.start()
     await client.wait_ready(30)
     await ask(client, supplies=True)
     latencies: list[float] = []
+    echoes: list[float] = []
     samples: list[dict[str, float]] = []
     end = time.monotonic() + seconds
     sampling = asyncio.create_task(sample(client, samples, end))
@@ -142,11 +148,17 @@ async def watch(address: str, seconds: float) -> dict[str, Any]:
         except (AssertionError, ServiceFailed):  # evicted: it is Missing
             await ask(client, supplies=True)
         await asyncio.sleep(PROBE_INTERVAL)
+        started = time.perf_counter()
+        await echo.ask()
+        echoes.append(time.perf_counter() - started)
+        await asyncio.sleep(PROBE_INTERVAL)
     await sampling
     await client.close()
+    echo.close()
     busy = samples[-1].pop("encode_seconds") - samples[0].pop("encode_seconds")
     memory = {name: brief_of([each[name] for each in samples]) for name in ("used_mib", "reserved_mib")}
-    return {"encoder_busy_share": busy / seconds, "cached_score_ms": brief(latencies), "memory": memory}
+    waits = {"cached_score_ms": brief(latencies), "bare_zeromq_ms": brief(echoes)}
+    return {"encoder_busy_share": busy / seconds, **waits, "memory": memory}
 
 
 async def sample(client: ServiceClient, samples: list[dict[str, float]], end: float) -> None:

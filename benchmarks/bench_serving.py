@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import random
 import re
 import shutil
@@ -22,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-import zmq
 
+from benchmarks.echo import Echo, EchoClient
 from benchmarks.large_vocabulary import make_checkpoint
 from benchmarks.measuring import parser, percentile, spread, write
 from benchmarks.running import Server, memory_of, post, start_worker
@@ -215,53 +214,20 @@ def asyncio_run(work: Any) -> Any:
 
 
 def bare_round_trips() -> dict[str, float]:
-    """What ZeroMQ and this machine's scheduler take alone: the same frames there and back, nobody looks at them."""
-    directory = make_run_directory()
-    process = multiprocessing.get_context("spawn").Process(target=_echo, args=(f"ipc://{directory}/echo",), daemon=True)
-    process.start()
-    try:
-        seconds: list[float] = asyncio_run(_ask_echo(f"ipc://{directory}/echo"))[200:]
-        return {"p50_us": percentile(seconds, 0.5) * 1e6, "p99_us": percentile(seconds, 0.99) * 1e6}
-    finally:
-        process.terminate()
-        process.join()
-        remove_run_directory(directory)
-
-
-def _echo(address: str) -> None:
-    socket = zmq.Context().socket(zmq.ROUTER)
-    socket.bind(address)
-    while True:
-        socket.poll()
-        identity, *_ = socket.recv_multipart()
-        socket.send_multipart([identity, bytes(60), bytes(40), bytes(44), bytes(44)])
+    """As `Echo`."""
+    with Echo() as echo:
+        seconds = asyncio_run(_ask_echo(echo.address))[200:]
+    return {"p50_us": percentile(seconds, 0.5) * 1e6, "p99_us": percentile(seconds, 0.99) * 1e6}
 
 
 async def _ask_echo(address: str) -> list[float]:
-    loop = asyncio.get_running_loop()
-    socket = zmq.Context().socket(zmq.DEALER)
-    socket.connect(address)
-    answer: asyncio.Future[list[bytes]] = loop.create_future()
-
-    def take() -> None:
-        try:
-            answer.set_result(socket.recv_multipart(zmq.NOBLOCK))
-        except zmq.Again:
-            return
-
-    descriptor = int(socket.getsockopt(zmq.FD))
-    loop.add_reader(descriptor, take)
+    client = EchoClient(address)
     seconds = []
     for _ in range(ROUND_TRIPS):
-        answer = loop.create_future()
         started = time.perf_counter()
-        socket.send_multipart([bytes(60), bytes(176)])
-        if int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # a send may have swallowed the edge
-            take()
-        await answer
+        await client.ask()
         seconds.append(time.perf_counter() - started)
-    loop.remove_reader(descriptor)
-    socket.close(0)
+    client.close()
     return seconds
 
 
