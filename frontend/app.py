@@ -25,6 +25,7 @@ from frontend.metrics import Metrics
 from frontend.openapi import Documentation
 from frontend.operations import OPERATIONS
 from frontend.ranking import Ranker
+from frontend.turns import request_on_its_way
 from ipc.errors import ServiceFailed
 
 CLIENT_CLOSED = 499  # for the metrics; nobody reads it
@@ -113,7 +114,8 @@ class RequestFrame:
 
         path = scope["path"] if scope["path"] in _PATHS else "other"
         try:
-            await self._app(scope, receive, send_with_id)
+            with request_on_its_way():
+                await self._app(scope, receive, send_with_id)
         finally:
             self._metrics.requests.labels(path, str(statuses[0] if statuses else 500)).inc()
             self._metrics.seconds.labels(path).observe(time.monotonic() - started)

@@ -26,7 +26,7 @@ from frontend.embedding_schemas import (
     decode_rerank_with_encoding,
 )
 from frontend.errors import RequestFailed
-from frontend.large_body import LARGE_LIST, decode_in_turns
+from frontend.large_body import LARGE_LIST, QUICK_BODY, decode_in_turns
 from frontend.schemas import (
     SIDES,
     RerankBody,
@@ -96,7 +96,7 @@ def in_turns(kind: type[msgspec.Struct], body: bytes) -> Outcome:
 @given(kind_and_body=bodies(), piece=st.sampled_from([1, 5]))
 def test_any_body_becomes_the_same(kind_and_body: tuple[type[msgspec.Struct], bytes], piece: int) -> None:
     kind, body = kind_and_body
-    with mock.patch.multiple(large_body, LARGE_LIST=2, PIECE=piece):
+    with mock.patch.multiple(large_body, LARGE_LIST=2, QUICK_BODY=0, PIECE=piece):
         assert in_turns(kind, body) == at_once(kind, body)
 
 
@@ -124,19 +124,34 @@ def test_any_body_becomes_the_same(kind_and_body: tuple[type[msgspec.Struct], by
 )
 def test_odd_ones_too(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_body, "LARGE_LIST", 1)
+    monkeypatch.setattr(large_body, "QUICK_BODY", 0)
     monkeypatch.setattr(large_body, "PIECE", 1)
     assert in_turns(RerankBody, body) == at_once(RerankBody, body)
 
 
-def test_a_large_list_is_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    documents = [f'{number} says "x", or [y], and \\' for number in range(10_000)]
-    body = json.dumps({"query": "q", "documents": documents, "top_n": 3}).encode()
+def decoded_sizes(documents: Sequence[str], is_ascii: bool = False) -> list[int]:
+    """The sizes of what is decoded with most of the documents cut out of it."""
+    body = json.dumps({"query": "q", "documents": documents, "top_n": 3}, ensure_ascii=is_ascii).encode()
+    assert len(body) > 4 * LARGE_LIST
     sizes: list[int] = []
 
     def note(sent: bytes) -> RerankBody:
         sizes.append(len(sent))
         return decode_rerank(sent)
 
-    decoded = asyncio.run(decode_in_turns(note, RerankBody, body, ["documents", "texts"]))
-    assert decoded == decode_rerank(body)
-    assert len(body) > 4 * LARGE_LIST and sizes == [len('{"query":"q","documents":[],"top_n":3}')]
+    assert asyncio.run(decode_in_turns(note, RerankBody, body, ["documents", "texts"])) == decode_rerank(body)
+    return [size for size in sizes if size < len(body)]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(10_000, 10 * "."), (1000, QUICK_BODY // 1000 * "."), (1000, 1000 * "\u5b57"), (1000, 200 * "\x01")],
+)
+@pytest.mark.parametrize("is_ascii", [False, True])
+def test_what_takes_long_is_decoded_in_pieces(count: int, text: str, is_ascii: bool) -> None:
+    documents = [f'{number} says "x", or [y], and \\{text}' for number in range(count)]
+    assert decoded_sizes(documents, is_ascii) == [len('{"query":"q","documents":[],"top_n":3}')]
+
+
+def test_a_few_plain_texts_are_decoded_at_once() -> None:
+    assert decoded_sizes(1000 * [2000 * "."]) == []
