@@ -135,6 +135,7 @@ async def watch(address: str, echo_address: str, seconds: float) -> dict[str, An
     await client.start()
     await client.wait_ready(30)
     await ask(client, supplies=True)
+    await echo.ask()  # it may still be starting
     latencies: list[float] = []
     echoes: list[float] = []
     samples: list[dict[str, float]] = []
