@@ -11,7 +11,8 @@
         that batch have the same waiters: a second death is blamed on nobody who did not want just these texts.
     Q6  While one client wants more than a small batch and another one little, batches are small, and for some time
         after: who wants little waits for what runs and for what it is in, and both are shorter then. In every other one
-        of them its texts come first: taking turns they would be in two batches, where they fit one.
+        of them its texts come first: taking turns they would be in two batches, where they fit one. What is left of a
+        large request is not little: where all clients ask for much, one of them is always near its end.
 
 A row keeps a text that meanwhile runs, or is gone, until its turn comes: then it is passed over.
 """
@@ -66,6 +67,7 @@ class EncodeQueue:
         self._suspects: set[RequestName] = set()
         self._turns: dict[bytes, RequestTurns] = {}  # of each client, next one first: its requests with a row
         self._rows: dict[RequestName, deque[QueuedText]] = {}
+        self._asked: dict[RequestName, int] = {}  # size of all that was put into each row
 
     def __len__(self) -> int:
         """How many texts wait."""
@@ -201,6 +203,7 @@ class EncodeQueue:
         listed = {text.key for row in self._rows.values() for text in row if self._is_waiting(text)}
         assert listed == self._waiting.keys(), "Q4: a waiting text stands in no row"
         assert sorted(map(repr, self._rows)) == sorted(repr(name) for row in self._turns.values() for name in row)
+        assert self._asked.keys() == self._rows.keys()
         assert all(self._turns.values()), "a client without requests has turns"
         wanted = {(name, key) for name, keys in self._keys.items() for key in keys}
         held = [*self._waiting.values(), *self._running.values()]
@@ -219,7 +222,9 @@ class EncodeQueue:
             if client not in self._turns:
                 self._turns[client] = RequestTurns(self._texts_left)
             self._turns[client].add(waiter)
+            self._asked[waiter] = 0
         self._rows[waiter].append(text)
+        self._asked[waiter] += self._size(text)
 
     def _texts_left(self, waiter: RequestName) -> int:
         return len(self._rows[waiter])
@@ -261,7 +266,11 @@ class EncodeQueue:
         wanted = {client: self._wanted(client) for client in islice(self._turns, LOOKED_AT)}
         if all(size <= self._small_tokens for size in wanted.values()):
             return []
-        return [client for client, size in wanted.items() if 0 < size <= self._small_tokens]
+        return [
+            client
+            for client, size in wanted.items()
+            if 0 < size <= self._small_tokens and not self._has_asked_for_much(client)
+        ]
 
     def _bring_forward(self, little: Sequence[bytes]) -> frozenset[bytes]:
         """Let these clients have their turns first, all of them, unless they had them in the batch before (Q6).
@@ -297,6 +306,11 @@ class EncodeQueue:
                     return size
         return size
 
+    def _has_asked_for_much(self, client: bytes) -> bool:
+        """Whether what waits is left of a request that would not have fitted a small batch."""
+        large = [request for request in self._turns[client] if self._asked[request] > self._small_tokens]
+        return any(self._is_waiting(text) for request in large for text in self._rows[request])
+
     def _batch_of_suspects(self, first: QueuedText) -> list[QueuedText]:
         """This text and others that just the same requests wait for (Q5), up to the budget."""
         waiter = next(iter(first.waiters))
@@ -325,7 +339,7 @@ class EncodeQueue:
             if row:
                 return row[0]
             requests.remove(request)
-            del self._rows[request]
+            del self._rows[request], self._asked[request]
             if not requests:
                 del self._turns[client]
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Sequence
 
@@ -194,6 +195,32 @@ def test_nothing_waits_for_more_to_go_with_it_while_batches_are_small() -> None:
     assert queue.has_due_batch
 
 
+def test_what_is_left_of_much_is_not_little() -> None:  # Q6
+    """Clients that all ask for as much, one after the other: one of them is always near its end."""
+    queue = EncodeQueue(MAX_BATCH_TOKENS)
+    next_key = itertools.count()
+
+    def ask(client: int, count: int) -> None:
+        name = named(next(next_key))
+        for _ in range(count):
+            queue.add(key_of(next(next_key)), "document", ids_of(1), 0, name, bytes([client]))
+
+    clients, each = 8, 2 * MAX_BATCH_TOKENS
+    for client in range(clients):
+        ask(client, each + client * each // clients)  # they are not near their ends together
+    left = 0
+    for _ in range(100):
+        batch = queue.next_batch()
+        assert len(batch) == MAX_BATCH_TOKENS
+        queue.finish(batch)
+        asking = {client[0] for client in queue._turns if queue._wanted(client)}
+        left += any(queue._wanted(client) <= MAX_BATCH_TOKENS // SMALL_BATCH for client in queue._turns)
+        for client in set(range(clients)) - asking:
+            ask(client, each)
+    assert left > 10, "of somebody little was left"
+    queue.check_integrity()
+
+
 def test_who_has_all_it_wants_on_its_way_does_not_want_much() -> None:  # Q6
     """Its row is cleared away only when its turn comes."""
     queue = queue_of(*((number, 1, number % 7, bytes([number % 7])) for number in range(MAX_BATCH_TOKENS + 1)))
@@ -232,11 +259,11 @@ def test_who_always_wants_little_leaves_others_their_turns_in_every_other_batch(
     size = MAX_BATCH_TOKENS // SMALL_BATCH
     next_key = 1000
     shares = []
-    for _ in range(6):
+    for number in range(3, 9):
         batch = queue.next_batch()
         shares.append(sum(text.waiters.keys() == {named(1)} for text in batch))
         for _ in range(size - shares[-1]):  # it wants as many again
-            queue.add(key_of(next_key), "document", ids_of(1), 0, named(2), b"little")
+            queue.add(key_of(next_key), "document", ids_of(1), 0, named(number), b"little")
             next_key += 1
         queue.finish(batch)
     assert shares[0::2] == [0] * 3
