@@ -12,6 +12,7 @@ from ipc.sockets import make_run_directory, remove_run_directory
 
 ASKED = [bytes(60), bytes(176)]
 ANSWERED = [bytes(60), bytes(40), bytes(44), bytes(44)]
+SECONDS = 30.0  # a process that starts imports first
 
 
 class Echo:
@@ -45,11 +46,16 @@ class EchoClient:
         self._loop.add_reader(self._descriptor, self._take)
 
     async def ask(self) -> None:
+        """
+        Raises:
+            TimeoutError: there is no answer.
+        """
         self._answer = self._loop.create_future()
         self._socket.send_multipart(ASKED)
         if int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # a send may have swallowed the edge
             self._take()
-        await self._answer
+        async with asyncio.timeout(SECONDS):
+            await self._answer
 
     def close(self) -> None:
         self._loop.remove_reader(self._descriptor)
@@ -57,9 +63,11 @@ class EchoClient:
 
     def _take(self) -> None:
         try:
-            self._answer.set_result(self._socket.recv_multipart(zmq.NOBLOCK))
+            answer = self._socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return
+        if not self._answer.done():  # else nobody waits for it any more
+            self._answer.set_result(answer)
 
 
 def _answer_all(address: str) -> None:

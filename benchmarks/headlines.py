@@ -270,8 +270,8 @@ def _not_reached(scoring: dict[str, Any], mixed: Sequence[dict[str, Any]]) -> st
         "on one machine, by hand: commit 374aeb1 took 141 and 717 us, ec6f8ea 107 and 724. Of W9's, cutting pairs into "
         "items takes 230 (long queries 67), before the device has its work.",
         f"A cached Score's p99 beside saturated encoding, 2 ms wanted: {'; '.join(waits)}. It moves with the machine: "
-        "the p50 beside nothing is 0.9 ms on some, and 1.2 to 1.4 on those of the first two runs, on which a bare "
-        "answer's is 0.4. On another one, by hand at 0b0ed84, the p99 was 1.8 (3,020 samples, encoder busy 0.84) and "
+        "the p50 beside nothing is 0.9 ms on some, and 1.2 to 1.4 on those of the first two runs; a bare answer took "
+        "0.4 on the second one. On another one, by hand at 0b0ed84, the p99 was 1.8 (3,020 samples, encoder busy 0.84) and "
         "1.4 beside nothing; on one whose processors had other work 6.7, and 7.2 beside nothing. By timers in the "
         "worker, set by hand in an earlier run, whose p99 was 2.8 ms: reading, scoring and answering such a Score take "
         "0.35 ms, one step for somebody else 0.13 ms (p99 0.5 ms), launching a batch 1.9 ms of the encoder's thread "
@@ -318,8 +318,8 @@ def _slower_host(serving: dict[str, Any], encoding: dict[str, Any]) -> str:
         f"{at_32[1]:,.0f} and one {at_32[0]:,.0f}, {at_32[1] / at_32[0]:.1f} times. Side by side on one such machine, "
         "by hand, two runs each: commit 5a18187, that of the tables above, 12.1 and 13.3 ms, 19.6 and 23.0 ms, 369,000 "
         "and 335,000; with one API server 102,000 and 134,000, where b30a855 had 105,000 and 96,000. A request of a "
-        "thousand texts takes a fifth less of an API server since then, 6.9 ms where 5a18187 took 6.8 and b30a855 8.5 "
-        "(by hand, two cores, side by side).",
+        "thousand texts takes less of an API server since then, 7.5 ms where 5a18187 took 6.9 and 7373fab 8.4 (by "
+        "hand, two cores, side by side); that was not run on a GPU.",
         f"PR 35330, commit {encoding['commit'][:7]}: {nothing['request_throughput']:.1f} requests/s, p99 "
         f"{nothing['latency']['p99_ms']:.0f} ms (300 and 280 wanted); {encoding['cached']['request_throughput']:.0f} "
         f"cached; {new['document_throughput']:,.0f} new documents/s. Shares of the encoder alone: "

@@ -25,7 +25,6 @@ from frontend.metrics import Metrics
 from frontend.openapi import Documentation
 from frontend.operations import OPERATIONS
 from frontend.ranking import Ranker
-from frontend.turns import request_on_its_way
 from ipc.errors import ServiceFailed
 
 CLIENT_CLOSED = 499  # for the metrics; nobody reads it
@@ -114,8 +113,7 @@ class RequestFrame:
 
         path = scope["path"] if scope["path"] in _PATHS else "other"
         try:
-            with request_on_its_way():
-                await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send_with_id)
         finally:
             self._metrics.requests.labels(path, str(statuses[0] if statuses else 500)).inc()
             self._metrics.seconds.labels(path).observe(time.monotonic() - started)

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -21,37 +18,13 @@ T = TypeVar("T")
 TURN_SECONDS = 0.00025
 STRIDE = 32  # items between two looks at the clock
 QUIET_SECONDS = 50e-6  # a round of the event loop that takes less has done little
-QUIET_ROUNDS = 8  # after so many of these in a row nobody short is on his way: a round of nothing takes 1 to 7 us
-QUIET_ROUNDS_AMONG_LONG = 2  # where nobody short is known: one reads what has come, and the next one begins with it
+QUIET_ROUNDS = 8  # after so many of these in a row nobody is on his way: a round of nothing takes 1 us
 OTHERS_SECONDS = 0.003  # that others have between two turns, at most: a twelfth of a busy loop is for long work
 LARGE = 256  # items: what has no more is not worth cutting
 MANY = 1024  # items: to do one quick thing with all of fewer is not worth a turn; what is sorted at once
 
 _encoder = msgspec.json.Encoder()
-_request: ContextVar[_Request | None] = ContextVar("request", default=None)
-_num_short = 0  # requests that are on their way, and have taken no turn
 _loop_and_gate: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
-
-
-@dataclass(slots=True)
-class _Request:
-    """One that is on its way. It is short until it takes a turn."""
-
-    is_short: bool = True
-
-
-@contextmanager
-def request_on_its_way() -> Iterator[None]:
-    """What is done within it, in tasks that begin there too, is done for one request."""
-    global _num_short
-    request = _Request()
-    _num_short += 1
-    token = _request.set(request)
-    try:
-        yield
-    finally:
-        _request.reset(token)
-        _num_short -= request.is_short
 
 
 class Turns:
@@ -120,29 +93,17 @@ async def _let_others_go() -> None:
     """Until the event loop has nothing else to do, within bounds: a small request takes ten steps or so on its way,
     some of 5 us and some of 300, and would wait for a turn of somebody's large one before each.
 
-    Where nobody short is on his way there is not much to wait for. To wait as long was a seventh of what a request of a
-    thousand documents cost the event loop (by hand, two cores).
-
     Of several that wait here, parts of one request or several large ones, each has a turn before the next one looks, in
     the order in which they came: ten parts that went on in the same round held everybody up for ten turns.
     """
-    _count_as_long()
     async with _gate():
         quiet, before = 0, time.perf_counter()
         end = before + OTHERS_SECONDS
-        while quiet < (QUIET_ROUNDS if _num_short else QUIET_ROUNDS_AMONG_LONG) and before < end:
+        while quiet < QUIET_ROUNDS and before < end:
             await asyncio.sleep(0)
             after = time.perf_counter()
             quiet = quiet + 1 if after - before < QUIET_SECONDS else 0
             before = after
-
-
-def _count_as_long() -> None:
-    global _num_short
-    request = _request.get()
-    if request is not None and request.is_short:
-        request.is_short = False
-        _num_short -= 1
 
 
 def _gate() -> asyncio.Lock:

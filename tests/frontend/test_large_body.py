@@ -26,7 +26,7 @@ from frontend.embedding_schemas import (
     decode_rerank_with_encoding,
 )
 from frontend.errors import RequestFailed
-from frontend.large_body import LARGE_LIST, QUICK_BODY, decode_in_turns
+from frontend.large_body import LARGE_LIST, PIECE, QUICK_BODY, SAMPLE, decode_in_turns
 from frontend.schemas import (
     SIDES,
     RerankBody,
@@ -36,6 +36,7 @@ from frontend.schemas import (
     decode_reranking,
     decode_score,
 )
+from frontend.turns import Turns
 
 TRICKY = st.text(st.sampled_from('"\\,[]{} aé\u2028\U0001f600'), max_size=12)
 VALUES: st.SearchStrategy[object] = st.one_of(
@@ -129,29 +130,77 @@ def test_odd_ones_too(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     assert in_turns(RerankBody, body) == at_once(RerankBody, body)
 
 
-def decoded_sizes(documents: Sequence[str], is_ascii: bool = False) -> list[int]:
-    """The sizes of what is decoded with most of the documents cut out of it."""
-    body = json.dumps({"query": "q", "documents": documents, "top_n": 3}, ensure_ascii=is_ascii).encode()
-    assert len(body) > 4 * LARGE_LIST
-    sizes: list[int] = []
+def told_steps(body: bytes, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done on the way: what others may come between is a "step"."""
+    told: list[str] = []
+    step, texts = Turns.before_step, large_body._texts
+
+    async def before_step(self: Turns) -> None:
+        told.append("step")
+        await step(self)
+
+    class Texts:
+        def decode(self, piece: bytes) -> list[str]:
+            told.append(f"{len(piece)} bytes")
+            return texts.decode(piece)
 
     def note(sent: bytes) -> RerankBody:
-        sizes.append(len(sent))
+        told.append("body" if len(sent) == len(body) else "rest")
         return decode_rerank(sent)
 
+    monkeypatch.setattr(Turns, "before_step", before_step)
+    monkeypatch.setattr(large_body, "_texts", Texts())
     assert asyncio.run(decode_in_turns(note, RerankBody, body, ["documents", "texts"])) == decode_rerank(body)
-    return [size for size in sizes if size < len(body)]
+    return told
+
+
+def body_of(documents: Sequence[str], is_ascii: bool = True) -> bytes:
+    return json.dumps({"query": "q", "documents": documents, "top_n": 3}, ensure_ascii=is_ascii).encode()
+
+
+PLAIN = QUICK_BODY // 2000 * "."
+MANY_SHORT = 10_000 * ["0123456789"]
 
 
 @pytest.mark.parametrize(
-    ("count", "text"),
-    [(10_000, 10 * "."), (1000, QUICK_BODY // 1000 * "."), (1000, 1000 * "\u5b57"), (1000, 200 * "\x01")],
+    "body",
+    [
+        pytest.param(body_of(MANY_SHORT), id="many texts"),
+        pytest.param(body_of(["long " * SAMPLE, *MANY_SHORT, "long " * SAMPLE]), id="many in the middle"),
+        pytest.param(body_of([*["long " * SAMPLE] * 4, *MANY_SHORT]), id="many at the end"),
+        pytest.param(body_of([PLAIN, PLAIN] * 1010), id="too large"),
+        pytest.param(body_of([PLAIN] * 1000 + ["\u5b57"], is_ascii=False), id="another script"),
+        pytest.param(body_of([200 * "\u5b57"] * 1000), id="escapes"),
+        pytest.param(body_of([500 * "a\n"] * 1000), id="short escapes"),
+    ],
 )
-@pytest.mark.parametrize("is_ascii", [False, True])
-def test_what_takes_long_is_decoded_in_pieces(count: int, text: str, is_ascii: bool) -> None:
-    documents = [f'{number} says "x", or [y], and \\{text}' for number in range(count)]
-    assert decoded_sizes(documents, is_ascii) == [len('{"query":"q","documents":[],"top_n":3}')]
+def test_what_takes_long_is_decoded_in_pieces_and_others_come_between(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = told_steps(body, monkeypatch)
+    assert told[0] == "step" and told[-1] == "rest" and "body" not in told
+    pieces = told[1:-1]
+    assert set(pieces[0::2]) == {"step"}, "before each piece"
+    sizes = [int(piece.removesuffix(" bytes")) for piece in pieces[1::2]]
+    longest = max(map(len, json.loads(body)["documents"]))
+    assert len(sizes) >= 6 and max(sizes) <= PIECE + 6 * longest + 10
 
 
-def test_a_few_plain_texts_are_decoded_at_once() -> None:
-    assert decoded_sizes(1000 * [2000 * "."]) == []
+def test_a_few_plain_texts_are_decoded_at_once_after_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told_steps(body_of([PLAIN] * 1700), monkeypatch) == ["step", "body"]
+
+
+def test_a_small_body_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = body_of(["a"] * 1000)
+    assert len(body) < LARGE_LIST
+    assert told_steps(body, monkeypatch) == ["body"]
+
+
+def test_texts_that_end_in_a_backslash_are_cut_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = told_steps(body_of(["C:\\folder\\"] * 20_000), monkeypatch)[2:-1:2]
+    assert max(int(piece.removesuffix(" bytes")) for piece in pieces) < 1.1 * PIECE
+
+
+def test_nobody_looks_long_for_the_end_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = told_steps(body_of(['says "x", ' * 100_000, "\u5b57"]), monkeypatch)
+    assert told == ["step", "body"], "it is decoded at once instead"

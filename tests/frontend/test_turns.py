@@ -37,10 +37,9 @@ def test_others_have_the_event_loop_between_the_turns_of_long_work(monkeypatch: 
         seen.append("end")
 
     async def short_work() -> None:
-        with turns.request_on_its_way():
-            for _ in range(3):
-                seen.append("short")
-                await asyncio.sleep(0)
+        for _ in range(3):
+            seen.append("short")
+            await asyncio.sleep(0)
 
     async def both() -> None:
         await asyncio.gather(long_work(), short_work())
@@ -82,10 +81,9 @@ def order_beside(steps: int) -> list[str]:
                 return
 
     async def small() -> None:
-        with turns.request_on_its_way():
-            for _ in range(steps):
-                order.append("small")
-                await asyncio.sleep(0)
+        for _ in range(steps):
+            order.append("small")
+            await asyncio.sleep(0)
 
     async def both() -> None:
         await asyncio.gather(large(), small())
@@ -101,57 +99,6 @@ def test_somebody_with_many_steps_is_through_before_long_work_goes_on(monkeypatc
     monkeypatch.setattr(turns, "OTHERS_SECONDS", math.inf)
     steps = turns.QUIET_ROUNDS
     assert order_beside(2 * steps) == [*["small"] * steps, "large", *["small"] * steps, "large"]
-
-
-def test_long_work_among_long_work_waits_for_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
-    monkeypatch.setattr(turns, "QUIET_SECONDS", math.inf)
-    monkeypatch.setattr(turns, "OTHERS_SECONDS", math.inf)
-    order: list[str] = []
-
-    async def long(name: str) -> None:
-        with turns.request_on_its_way():
-            async for some in turns.in_turns(range(turns.LARGE + turns.STRIDE)):
-                order.append(name if len(some) == turns.STRIDE else "uncut")  # noqa: PERF401 - as they come
-            for _ in range(10):
-                order.append("what a long one does between")
-                await asyncio.sleep(0)
-
-    async def two_of_them() -> None:
-        await asyncio.gather(long("one"), long("other"))
-
-    asyncio.run(two_of_them())
-    places = [place for place, each in enumerate(order) if each == "other"]
-    assert max(after - before for before, after in pairwise(places)) <= 2 * (1 + turns.QUIET_ROUNDS_AMONG_LONG)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("is_long", [False, True])
-def test_whoever_is_through_is_not_waited_for(fails: bool, is_long: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
-    rounds = 0
-
-    async def request() -> None:
-        with turns.request_on_its_way():
-            await turns.end_turn(10 * turns.MANY if is_long else 0)
-            if fails:
-                raise ValueError
-
-    async def count_rounds() -> None:
-        nonlocal rounds
-        while True:
-            rounds += 1
-            await asyncio.sleep(0)
-
-    async def long_after_it() -> None:
-        await asyncio.gather(request(), return_exceptions=True)
-        counting = asyncio.create_task(count_rounds())
-        await turns.end_turn(10 * turns.MANY)
-        counting.cancel()
-
-    monkeypatch.setattr(turns, "QUIET_SECONDS", math.inf)
-    asyncio.run(long_after_it())
-    assert rounds <= turns.QUIET_ROUNDS_AMONG_LONG + 1
 
 
 def test_somebody_who_never_ends_leaves_long_work_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,10 +121,9 @@ def test_parts_of_large_work_do_not_go_on_together(monkeypatch: pytest.MonkeyPat
             order.append(name)
 
     async def small() -> None:
-        with turns.request_on_its_way():
-            for _ in range(10 * turns.QUIET_ROUNDS):
-                order.append("small")
-                await asyncio.sleep(0)
+        for _ in range(10 * turns.QUIET_ROUNDS):
+            order.append("small")
+            await asyncio.sleep(0)
 
     async def all_of_them() -> None:
         await asyncio.gather(part("one"), part("two"), part("three"), small())
