@@ -271,8 +271,8 @@ def _not_reached(scoring: dict[str, Any], mixed: Sequence[dict[str, Any]]) -> st
         "items takes 230 (long queries 67), before the device has its work.",
         f"A cached Score's p99 beside saturated encoding, 2 ms wanted: {'; '.join(waits)}. It moves with the machine: "
         "the p50 beside nothing is 0.9 ms on some, and 1.2 to 1.4 on those of the first two runs; a bare answer took "
-        "0.4 on the second one. On another one, by hand at 0b0ed84, the p99 was 1.8 (3,020 samples, encoder busy 0.84) and "
-        "1.4 beside nothing; on one whose processors had other work 6.7, and 7.2 beside nothing. By timers in the "
+        "0.4 on the second one. On another, by hand at 0b0ed84, the p99 was 1.8 (3,020 samples, encoder busy 0.84) "
+        "and 1.4 beside nothing; on one whose processors had other work 6.7, and 7.2 beside nothing. By timers in the "
         "worker, set by hand in an earlier run, whose p99 was 2.8 ms: reading, scoring and answering such a Score take "
         "0.35 ms, one step for somebody else 0.13 ms (p99 0.5 ms), launching a batch 1.9 ms of the encoder's thread "
         "(since then 0.4). The longest are waits of up to 15 ms in which the waiting thread used no processor: for "
