@@ -317,9 +317,10 @@ def _slower_host(serving: dict[str, Any], encoding: dict[str, Any]) -> str:
         "documents/s (10 ms, 20 ms and 400,000 wanted); 32 at a time, four API servers "
         f"{at_32[1]:,.0f} and one {at_32[0]:,.0f}, {at_32[1] / at_32[0]:.1f} times. Side by side on one such machine, "
         "by hand, two runs each: commit 5a18187, that of the tables above, 12.1 and 13.3 ms, 19.6 and 23.0 ms, 369,000 "
-        "and 335,000; with one API server 102,000 and 134,000, where b30a855 had 105,000 and 96,000. A request of a "
-        "thousand texts takes less of an API server since then, 7.5 ms where 5a18187 took 6.9 and 7373fab 8.4 (by "
-        "hand, two cores, side by side); that was not run on a GPU.",
+        "and 335,000; b30a855 13.3 and 16.6, 22.3 and 21.7, 323,000 and 343,000. With one API server 102,000 and "
+        "134,000, and 105,000 and 96,000: decoding large bodies in turns costs that. A request of a thousand texts "
+        "takes less of an API server since then, 7.5 ms where 5a18187 took 6.9 and 7373fab 8.4 (by hand, two cores, "
+        "side by side); that was not run on a GPU.",
         f"PR 35330, commit {encoding['commit'][:7]}: {nothing['request_throughput']:.1f} requests/s, p99 "
         f"{nothing['latency']['p99_ms']:.0f} ms (300 and 280 wanted); {encoding['cached']['request_throughput']:.0f} "
         f"cached; {new['document_throughput']:,.0f} new documents/s. Shares of the encoder alone: "
