@@ -26,9 +26,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Sequence
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Callable
 
 from engine.encode_requests import EncodeRequests
 from ipc.arrays import FrameWriter
@@ -38,11 +36,13 @@ from ipc.service import Cancelled, Endpoint, Event, Gone, Request
 from scorer_worker.arena import Arena, as_tensor, is_finite
 from scorer_worker.batcher import Batcher, PairSlice, ScoringJob
 from scorer_worker.by_client import ByClient
+from scorer_worker.complaints import complaint_about
 from scorer_worker.device import TRAITS
 from scorer_worker.hosted_encoder import EncodedText, HostedEncoder
+from scorer_worker.job_pairs import entries_of, groups_of, num_aligned_rows
 from scorer_worker.jobs import Job, JobState, SuppliedIds, SuppliedRows, read_job
 from scorer_worker.memory_plan import memory_statistics
-from scorer_worker.pairs import PLACE_BYTES, AlignedRows, PairGroup, places_of
+from scorer_worker.pairs import AlignedRows, PairGroup, places_of
 from scorer_worker.scorer import Scorer
 from scorer_worker.store import Entry, EntryState, NewEntry, TooLarge
 
@@ -256,7 +256,7 @@ class Worker:
             return
         count_rows = self._encoder.rules.rows_of if self._encoder is not None else None
         job = read_job(request, deaths > 0, time.monotonic(), count_rows)
-        complaint = self._complaint(job)
+        complaint = complaint_about(job, self._dim, self._encoder.rules if self._encoder is not None else None)
         if complaint is not None:
             self._refuse(request, *complaint)
             return
@@ -283,38 +283,6 @@ class Worker:
         self._running.forgive(name)
         if self._encoder is not None:
             self._encoder.forgive(name)
-
-    def _complaint(self, job: Job) -> tuple[str, int | None] | None:
-        """What is wrong with what a job supplies, and the position of the text to blame."""
-        if (complaint := self._complaint_of_ids(job)) is not None:
-            return complaint
-        for text in job.supplied.values():
-            if isinstance(text, SuppliedRows) and text.rows and text.embeddings.nbytes % (text.rows * self._dim) != 0:
-                return f"embeddings: not {self._dim} wide", text.position
-        for ref in job.message.supplied:
-            embeddings = getattr(ref, "embeddings", None)
-            if embeddings is not None and embeddings.shape[1] != self._dim:
-                return f"embeddings: dim {embeddings.shape[1]}, expected {self._dim}", None
-        return None
-
-    def _complaint_of_ids(self, job: Job) -> tuple[str, int | None] | None:
-        parts = [part for part in job.message.supplied if isinstance(part, SuppliedTokens)]
-        texts = [text for text in job.supplied.values() if isinstance(text, SuppliedIds)] if parts else []
-        if not texts:
-            return None
-        if self._encoder is None:
-            return "this worker hosts no encoder: supply embeddings", texts[0].position
-        rules, frames = self._encoder.rules, job.request.frames
-        if all(
-            rules.are_fine(*(frames[ref.frame - 1].cast("i") for ref in (part.token_ids, part.lengths)))
-            for part in parts
-        ):
-            return None
-        for text in texts:
-            problem = rules.check(text.token_ids)
-            if problem is not None:
-                return problem, text.position
-        return None
 
     def _refuse(self, request: Request, message: str, which: int | None = None) -> None:
         self._forgive(request.name)
@@ -392,10 +360,10 @@ class Worker:
             self._directory.clear()  # pinned entries of this job alone are in its way: see S5
             return self._admit(job)
         job.pinned = [*resident, *reserved]
-        job.texts = _in_order_of_keys(job)
+        job.texts = entries_of(job)
         job.text_places = places_of(job.texts)
         job.rows = memoryview(job.text_places).cast("i")[1::2].tolist()
-        if job.message.want_alignment and (entries := _num_aligned_rows(job)) > MAX_ALIGNED_ROWS:
+        if job.message.want_alignment and (entries := num_aligned_rows(job)) > MAX_ALIGNED_ROWS:
             self._end(job)
             self._refuse(
                 job.request, f"want_alignment: {entries} query rows over all pairs, at most {MAX_ALIGNED_ROWS}"
@@ -512,7 +480,7 @@ class Worker:
         groups: list[PairGroup] = []
         to_align: list[tuple[AlignedRows, list[PairGroup]]] = []
         for part, job in zip(batch, jobs, strict=True):
-            own = _groups_of(job, part.start, part.stop)
+            own = groups_of(job, part.start, part.stop)
             groups += own
             if job.aligned is not None:
                 to_align.append((job.aligned, own))
@@ -574,42 +542,8 @@ def _brings_few(request: Request) -> bool:
     )
 
 
-def _in_order_of_keys(job: Job) -> Sequence[Entry]:
-    """The entry of each key. A key may come twice, and new entries stand after the others."""
-    if len(job.pinned) == len(job.keys) and not job.supplied:
-        return job.pinned
-    entries = {entry.key: entry for entry in job.pinned}
-    return [entries[key] for key in job.keys]
-
-
-def _num_aligned_rows(job: Job) -> int:
-    """Query rows over all pairs."""
-    message = job.message
-    if message.pairs is None:
-        return sum(job.rows[: message.num_queries]) * message.num_documents
-    return sum([job.rows[query] for query in job.request.frames[message.pairs.frame - 1].cast("i")[0::2]])
-
-
 def _write_alignment(aligned: AlignedRows, writer: FrameWriter) -> Alignment:
     return Alignment(
         document_rows=writer.add_ints(aligned.document_rows),
         similarities=writer.add(aligned.similarities, "float32", [len(aligned.similarities)]),
     )
-
-
-def _groups_of(job: Job, start: int, stop: int) -> list[PairGroup]:
-    """The pairs `start` to `stop` of a job, grouped by runs of the same query."""
-    message = job.message
-    texts, first = job.texts, message.num_queries
-    if message.pairs is None and first == 1:
-        places = job.text_places[PLACE_BYTES * (1 + start) : PLACE_BYTES * (1 + stop)]
-        return [PairGroup(texts[0], texts[1 + start : 1 + stop], places)]
-    if message.pairs is None:
-        pairs = [divmod(position, message.num_documents) for position in range(start, stop)]
-    else:
-        flat = job.request.frames[message.pairs.frame - 1].cast("i")
-        pairs = list(zip(flat[2 * start : 2 * stop : 2], flat[2 * start + 1 : 2 * stop : 2], strict=True))
-    return [
-        PairGroup(texts[query], [texts[first + document] for _, document in run])
-        for query, run in groupby(pairs, key=itemgetter(0))
-    ]

@@ -299,6 +299,19 @@ def test_who_asks_for_many_texts_without_end_keeps_nobody_from_being_admitted(
     assert brings in desk.answers
 
 
+def test_who_is_to_be_read_does_not_wait_until_all_that_were_read_have_room(
+    worker: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scorer_worker.worker.READ_SECONDS", 60.0)
+    for number in range(12):
+        desk.ask(number, {0: [unit(3)], 1: TWO[1], 2: TWO[2]}, query=b"%d" % number)
+    worker.turn()
+    assert worker.statistics()["jobs_waiting_for_room"] == 12
+    monkeypatch.setattr("scorer_worker.worker.READ_SECONDS", 0.0)
+    later = desk.ask(0, {0: [unit(3)], 1: TWO[1], 2: TWO[2]}, client=b"another!", query=b"new")
+    assert until_answered(worker, desk, later) <= 6
+
+
 def test_clients_take_turns_in_being_read(worker: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     until_answered(worker, desk, desk.ask(0, TWO))
     monkeypatch.setattr("scorer_worker.worker.LIGHT_TEXTS", 2)
