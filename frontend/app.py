@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -20,12 +21,13 @@ from frontend.admission import Admission
 from frontend.app_config import AppConfig
 from frontend.auth import Authentication
 from frontend.call import TIMED_STAGES, Api
-from frontend.errors import RequestFailed, on_bug, on_failure, on_http_exception
+from frontend.errors import RequestFailed, error_response, on_bug, on_failure, on_http_exception
 from frontend.metrics import Metrics
 from frontend.openapi import Documentation
 from frontend.operations import OPERATIONS
 from frontend.ranking import Ranker
 from ipc.errors import ServiceFailed
+from ipc.messages import ErrorCode
 
 CLIENT_CLOSED = 499  # for the metrics; nobody reads it
 
@@ -54,11 +56,11 @@ def create_app(
     """The application. Holds no state of its own; `ranker` does the work.
 
     From the outside in: the frame, CORS (a browser's preflight carries no key, and pages must be able to read every
-    error), Starlette's last resort for bugs, keys, routes.
+    error), Starlette's last resort for bugs, the answer to who is given up, keys, routes.
     """
     app = Starlette(
         routes=ROUTES,
-        middleware=[Middleware(Authentication, digests=config.api_key_digests)],
+        middleware=[Middleware(LastAnswer), Middleware(Authentication, digests=config.api_key_digests)],
         exception_handlers={
             RequestFailed: on_failure,
             ServiceFailed: on_failure,
@@ -82,6 +84,29 @@ def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     return CORSMiddleware(
         app, origins, allow_methods=("GET", "POST"), allow_headers=("*",), expose_headers=_FOR_OTHER_SITES
     )
+
+
+class LastAnswer:
+    """ASGI middleware: a request that is given up at a stop, which cancels it, is told so. uvicorn would say 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if has_begun:
+                raise
+            failure = ServiceFailed(ErrorCode.UNAVAILABLE, "the server stops, and has given this request up", 1000)
+            await error_response(scope, failure)(scope, receive, send)
 
 
 class RequestFrame:

@@ -16,6 +16,7 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 
 from frontend.api_server import ApiServerSettings
@@ -136,28 +137,31 @@ class _Launcher:
     # --- children ---------------------------------------------------------------------------------------------
 
     def _make_supervisors(self) -> None:
-        timeout = self._config.startup_timeout
-        start = self._spare.start if self._spare is not None else start_new
-        self._services.append(
-            Supervisor("worker", self._prepare_worker, timeout, self._on_worker_up, self._ignore, self._narrate, start)
-        )
+        self._services.append(self._supervise("worker", self._prepare_worker))
         if self._has_engine:
-            self._services.append(
-                Supervisor(
-                    "engine", self._prepare_engine, timeout, self._on_engine_up, self._ignore, self._narrate, start
-                )
-            )
+            self._services.append(self._supervise("engine", self._prepare_engine))
         for slot in range(self._config.api_server_count):
             self._api_servers.append(
                 Supervisor(
                     f"api server {slot}",
                     lambda slot=slot: self._prepare_api_server(slot),  # type: ignore[misc]
-                    timeout,
+                    self._config.startup_timeout,
                     lambda summary, slot=slot: self._on_api_server_up(slot, summary),  # type: ignore[misc]
                     lambda slot=slot: self._on_api_server_down(slot),  # type: ignore[misc]
                     self._narrate,
                 )
             )
+
+    def _supervise(self, service: str, prepare: Callable[[], Launch]) -> Supervisor:
+        return Supervisor(
+            service,
+            prepare,
+            self._config.startup_timeout,
+            lambda summary: self._on_service_up(service, summary),
+            lambda: self._on_service_down(service),
+            self._narrate,
+            self._spare.start if self._spare is not None else start_new,
+        )
 
     def _prepare_worker(self) -> Launch:
         config = self._config
@@ -224,16 +228,7 @@ class _Launcher:
     def _address(self, service: str) -> str:
         return f"ipc://{self._run_directory / service}.sock"
 
-    def _ignore(self) -> None:
-        """A service is noticed to be down by its clients."""
-
     # --- events ---------------------------------------------------------------------------------------------------
-
-    def _on_worker_up(self, summary: dict[str, str]) -> None:
-        self._on_service_up("worker", summary)
-
-    def _on_engine_up(self, summary: dict[str, str]) -> None:
-        self._on_service_up("engine", summary)
 
     def _on_service_up(self, name: str, summary: dict[str, str]) -> None:
         self._summaries[name] = summary
@@ -241,12 +236,16 @@ class _Launcher:
         if len(set(self._fingerprints.values())) > 1:
             other = next(child for child in self._services if child.name != name)
             self._narrate(f"the model's files have changed: starting the {other.name} again")
-            del self._fingerprints[other.name]
             other.kill()
         if self._is_announced:
             self._narrate(f"{name}: up again")
             self._let_spare_stand_by()
         self._announce_if_ready()
+
+    def _on_service_down(self, name: str) -> None:
+        """Its clients notice by themselves. What it was says nothing of its successor, which reads the files anew."""
+        self._summaries.pop(name, None)
+        self._fingerprints.pop(name, None)
 
     def _on_api_server_up(self, slot: int, summary: dict[str, str]) -> None:
         if slot in self._ends:

@@ -2,15 +2,18 @@
 
 The child's stdin carries one JSON line with its settings (secrets stay out of `ps`) and then nothing until the end: it
 is the lifeline. STOP on it, or EOF, means that the launcher wants this child to stop; EOF without STOP, that it has
-gone. The child's stdout carries one JSON line per status. Logs go to stderr.
+gone. A child that has not ended LAST_SECONDS after EOF is ended by a thread of its own: it is still loading, or it
+hangs, and nobody else may be left to kill it. The child's stdout carries one JSON line per status. Logs go to stderr.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import select
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +23,7 @@ import msgspec
 T = TypeVar("T")
 
 STOP = b"\n"  # the launcher's last byte on the lifeline of a child that it wants to stop
+LAST_SECONDS = 15.0  # after EOF; more than a launcher that stops gives its services
 LEAST_PATIENCE = 10.0  # seconds
 EXIT_USAGE = 2  # what the user gave is wrong; starting again would not help
 
@@ -77,6 +81,7 @@ class Child:
         os.dup2(2, 1)  # a library that prints to stdout must not damage the status lines
         os.set_blocking(self._status, False)
         self._encoder = msgspec.json.Encoder()
+        threading.Thread(target=self._end_at_last, name="lifeline", daemon=True).start()
 
     def rename(self, name: str) -> None:
         """Be seen under this name; what the process was started as says nothing of one that has stood by."""
@@ -111,6 +116,15 @@ class Child:
             return False
         self.is_abandoned = os.read(self.lifeline, 1) != STOP
         return True
+
+    def _end_at_last(self) -> None:
+        """EOF shows without being read. The traceback says where it hangs; the C thread that writes it needs no
+        Python's lock.
+        """
+        lifeline = select.poll()
+        lifeline.register(self.lifeline, 0)
+        lifeline.poll()
+        faulthandler.dump_traceback_later(LAST_SECONDS, exit=True)
 
 
 class Pulse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
@@ -9,15 +10,20 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
-from tests.end_to_end.running_server import STOP_LIMIT, Server, as_input, random_embeddings, wait_until
+from tests.end_to_end.running_server import STOP_LIMIT, Server, as_input, maxsim, random_embeddings, wait_until
+
+AT_ONCE = 6  # requests in flight
+QUERY = "of what length?"
 
 
 def run_directories() -> set[Path]:
@@ -108,18 +114,89 @@ def test_a_log_that_nobody_reads_any_more_does_not_keep_it_from_stopping() -> No
             process.wait()
 
 
-def test_request_in_flight_is_finished_at_a_stop(start: Callable[..., Server]) -> None:
+@contextlib.contextmanager
+def in_flight(server: Server) -> Iterator[list[Future[httpx.Response]]]:
+    """Requests that have been let in and wait for the engine, which is held until the block ends."""
+    (engine,) = server.children("engine")
+    before = server.metric("maxsimd_worker_requests")
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            asked = [
+                threads.submit(server.post, "/rerank", {"query": QUERY, "documents": documents_of(number)})
+                for number in range(AT_ONCE)
+            ]
+            wait_until(lambda: server.metric("maxsimd_worker_requests") >= before + AT_ONCE)
+            yield asked
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(engine, signal.SIGCONT)
+
+
+def documents_of(number: int) -> list[str]:
+    return [f"document {place} of {number} " + "of some length " * place for place in range(20)]
+
+
+def check_answers(asked: list[Future[httpx.Response]], reference: Any) -> None:
+    """Each is the reference's, for its own documents."""
+    (query,) = reference.encode_query([QUERY])
+    for number, request in enumerate(asked):
+        answer = request.result(STOP_LIMIT)
+        assert answer.status_code == 200, answer.text
+        results = sorted(answer.json()["results"], key=lambda result: result["index"])
+        documents = reference.encode_document(documents_of(number))
+        expected = [maxsim(np.asarray(query), np.asarray(document)) for document in documents]
+        np.testing.assert_allclose([result["relevance_score"] for result in results], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_requests_in_flight_are_finished_at_a_stop_of_the_whole_group(
+    start: Callable[..., Server], reference: Any, number: int
+) -> None:
+    before = run_directories()
+    server = start("--api-server-count", "2")
+    children = server.children()
+    with in_flight(server) as asked:
+        os.killpg(server.process.pid, number)
+        wait_until(lambda: not accepts(server.port))
+    check_answers(asked, reference)
+    assert server.wait() == 0
+    assert not any(map(is_alive, children))
+    assert run_directories() == before
+
+
+def check_given_up(asked: list[Future[httpx.Response]]) -> None:
+    for request in asked:
+        answer = request.result(STOP_LIMIT)
+        assert answer.status_code == 503 and "the server stops" in answer.json()["message"]
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_second_signal_does_not_wait_for_requests(start: Callable[..., Server]) -> None:
     server = start("--api-server-count", "1")
-    documents = [f"document {number} " + "of some length " * 20 for number in range(100)]
-    answers: list[httpx.Response] = []
-    asking = threading.Thread(
-        target=lambda: answers.append(server.post("/rerank", {"query": "length", "documents": documents}))
-    )
-    asking.start()
-    wait_until(lambda: server.metric("maxsimd_engine_requests") > 0)
-    assert server.stop() == 0
-    asking.join(STOP_LIMIT)
-    assert answers[0].status_code == 200 and len(answers[0].json()["results"]) == 100
+    children = server.children()
+    with in_flight(server) as asked:
+        server.process.send_signal(signal.SIGINT)
+        wait_until(lambda: "stopping" in server.log)
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait() == 0
+        assert not any(map(is_alive, children))
+    assert all(isinstance(request.exception(STOP_LIMIT), httpx.TransportError) for request in asked)
+
+
+def test_what_is_not_done_within_shutdown_timeout_is_given_up(start: Callable[..., Server]) -> None:
+    server = start("--api-server-count", "1", "--shutdown-timeout", "1")
+    with in_flight(server) as asked:
+        assert server.stop() == 0
+    assert f"{AT_ONCE} requests were not done within --shutdown-timeout" in server.log
+    check_given_up(asked)
+    assert "Traceback" not in server.log
 
 
 def test_drain_delay_turns_ready_off_and_keeps_answering(start: Callable[..., Server]) -> None:
@@ -134,11 +211,15 @@ def test_drain_delay_turns_ready_off_and_keeps_answering(start: Callable[..., Se
 
 
 def test_children_end_when_the_launcher_is_killed(start: Callable[..., Server]) -> None:
+    """At once, though requests run: who would finish them ends too."""
     before = run_directories()
-    server = start("--api-server-count", "2")
+    server = start("--api-server-count", "2", "--shutdown-timeout", "10m")
     children = server.children()
-    server.process.kill()
-    wait_until(lambda: not [pid for pid in children if is_alive(pid)], STOP_LIMIT)
+    with in_flight(server) as asked:
+        server.process.kill()
+        wait_until(lambda: sum(map(is_alive, children)) == 1, STOP_LIMIT)  # the engine that is held
+        check_given_up(asked)
+    wait_until(lambda: not any(map(is_alive, children)), STOP_LIMIT)
     wait_until(lambda: run_directories() == before, STOP_LIMIT)
 
 
@@ -163,6 +244,23 @@ def test_everything_killed_at_once_is_started_again_without_cleaning(
         assert client.post("http://server/rerank", json={"query": rows, "documents": [rows]}).status_code == 200
     assert server.stop() == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_everything_killed_at_once_is_started_again_on_the_same_port(start: Callable[..., Server]) -> None:
+    """Though a client still has its connection: the port is not free for others until that has ended."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ("--no-engine", "--dim", "8", "--port", str(port))
+    killed = start(*arguments)
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request("GET", "/live")
+        assert connection.getresponse().read() == b""
+        os.killpg(killed.process.pid, signal.SIGKILL)
+        killed.wait()
+        server = start(*arguments)
+        rows = as_input(random_embeddings(2, 8, 1))
+        assert server.post("/rerank", {"query": rows, "documents": [rows]}).status_code == 200
 
 
 def test_port_in_use_is_one_line_and_exit_code_2(start: Callable[..., Server]) -> None:
