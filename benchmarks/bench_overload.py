@@ -3,9 +3,9 @@
     python -m benchmarks.bench_overload
     python -m benchmarks.bench_overload --only-fairness --device cuda --out benchmarks/results/fairness-cuda.json
 
-Overload: what the server can do is measured first, with 8 connections and nothing cached. Then 200 connections ask ten
-times as much, each at its own regular times whether or not others were refused. Latency counts from the last byte of a
-request. Then 8 connections again.
+Overload: what the server can do is measured first, with 8 connections and nothing cached. Then ten times as much is
+asked at regular times, each request on one of 200 connections that is free; where none is, it is not sent. Latency
+counts from the last byte of a request. Then 8 connections again.
 
 Fairness: a client with an API key of its own asks for ten documents, one request after the other, alone and while
 another one, in a process of its own, asks for 10,000 documents without pause; in turns. Once every document is new,
@@ -107,31 +107,43 @@ async def closed(client: Client, connections: int, lists: Iterator[list[str]], s
     return answers
 
 
-async def paced(client: Client, connections: int, lists: Iterator[list[str]], rate: float, seconds: float) -> Answers:
-    """`rate` requests a second over all connections, each at its own regular times while it is free."""
+async def paced(
+    client: Client, connections: int, lists: Iterator[list[str]], rate: float, seconds: float
+) -> tuple[Answers, int]:
+    """`rate` requests a second at regular times, whether or not earlier ones were answered.
+
+    Returns:
+        What came back, and how many requests were not sent because no connection was free.
+    """
     answers = Answers()
-    interval = connections / rate
+    free = [await client.connect() for _ in range(connections)]
+    waiting: set[asyncio.Task[None]] = set()
+    unsent = 0
+
+    async def one(connection: Connection) -> None:
+        started = time.monotonic()
+        answers.add(await client.ask(connection, next(lists)), time.monotonic() - started)
+        free.append(connection)
+
     begin = time.monotonic()
-
-    async def one(number: int) -> None:
-        connection = await client.connect()
-        due = begin + interval * number / connections
-        while due < begin + seconds:
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            started = time.monotonic()
-            status = await client.ask(connection, next(lists))
-            answers.add(status, time.monotonic() - started)
-            due = max(due + interval, time.monotonic())
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, begin + number / rate - time.monotonic()))
+        if not free:
+            unsent += 1
+            continue
+        waiting.add(task := asyncio.create_task(one(free.pop())))
+        task.add_done_callback(waiting.discard)
+    await asyncio.gather(*waiting)
+    for connection in free:
         connection.close()
-
-    await asyncio.gather(*(one(number) for number in range(connections)))
-    return answers
+    return answers, unsent
 
 
 def memory(server: Server) -> dict[str, float]:
-    """MiB of each child, by module; of several of a kind the largest."""
+    """MiB of each process, by module; of several of a kind the largest."""
     modules = ("frontend.api_server", "engine", "scorer_worker")
-    return {module: max(memory_of(pid, "VmRSS") for pid in server.children(module)) for module in modules}
+    pids = {"frontend.cli": [server.pid], **{module: server.children(module) for module in modules}}
+    return {module: max(memory_of(pid, "VmRSS") for pid in each) for module, each in pids.items()}
 
 
 async def overload(server: Server, seconds: float) -> dict[str, Any]:
@@ -140,14 +152,15 @@ async def overload(server: Server, seconds: float) -> dict[str, Any]:
     before = await closed(client, FEW_CONNECTIONS, lists, seconds)
     capacity = before.count(200) / seconds
     idle = memory(server)
-    during = await paced(client, MANY_CONNECTIONS, lists, OVERLOAD * capacity, seconds)
+    during, unsent = await paced(client, MANY_CONNECTIONS, lists, OVERLOAD * capacity, seconds)
     loaded = memory(server)
     await paced(client, MANY_CONNECTIONS, lists, OVERLOAD * capacity, seconds)
     again = memory(server)
     after = await closed(client, FEW_CONNECTIONS, lists, seconds)
     return {
         "requests_per_second_before": capacity,
-        "asked_per_second": OVERLOAD * capacity,
+        "asked_per_second": sum(map(len, during.seconds.values())) / seconds,
+        "unsent": unsent,  # for want of a free connection
         "answers": during.brief(),
         "answered_per_second": during.count(200) / seconds,
         "requests_per_second_after": after.count(200) / seconds,
@@ -177,6 +190,8 @@ class LargeClient:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._process.is_alive():
+            raise SystemExit(f"the large client has ended, exit code {self._process.exitcode}: nothing was beside")
         self._process.terminate()
         self._process.join()
 

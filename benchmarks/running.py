@@ -54,6 +54,11 @@ class Server:
         self._process.wait(60)
         self._log.close()
 
+    @property
+    def pid(self) -> int:
+        """The launcher's."""
+        return self._process.pid
+
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from typing import Any
 
 import httpx
+import numpy as np
 
-from tests.end_to_end.running_server import Server
+from frontend.admission import FIRST_BYTES
+from frontend.api_server import BODIES_BYTES
+from tests.end_to_end.running_server import Server, maxsim
 
 DOCUMENT = "document {} of {}: " + "late interaction keeps one embedding for every token of a text " * 6
 QUERY = "which document is about late interaction?"
@@ -38,21 +44,57 @@ def test_a_burst_of_large_requests_that_the_store_can_answer_is_answered(start: 
     assert server.metric("maxsimd_engine_texts") == encoded
 
 
-def test_of_a_burst_of_new_work_what_has_no_room_is_refused_and_the_rest_is_right(start: Callable[..., Server]) -> None:
+def test_of_a_burst_of_new_work_what_has_no_room_is_refused_and_the_rest_is_right(
+    start: Callable[..., Server], reference: Any
+) -> None:
     server = start("--api-server-count", "1")
     known = documents(50, "known")
     expected = server.scores(QUERY, known)
-    new = [(QUERY, documents(400, f"burst {number}")) for number in range(40)]
-    answers = asyncio.run(burst(server, [*new, (QUERY, known)]))
+    lists = [*(documents(400, f"burst {number}") for number in range(40)), known]
+    answers = asyncio.run(burst(server, [(QUERY, texts) for texts in lists]))
     statuses = [answer.status_code for answer in answers]
     assert set(statuses) == {200, 429}, statuses
-    for answer in answers:
+    for texts, answer in zip(lists, answers, strict=True):
         if answer.status_code == 429:
             assert int(answer.headers["retry-after"]) >= 1
         else:
-            assert len(answer.json()["results"]) in (len(known), 400)
+            check_scores(answer, texts, reference)
     assert server.scores(QUERY, known) == expected
-    for (query, texts), status in zip(new, statuses, strict=False):
-        if status == 200:
-            assert len(server.scores(query, texts)) == 400  # they are in the store: served, and nothing is left over
-            break
+    assert len(server.scores(QUERY, lists[statuses.index(200)])) == 400  # they are in the store: nothing is left over
+
+
+def check_scores(answer: httpx.Response, texts: list[str], reference: Any) -> None:
+    """Of some of them, all over the list."""
+    results = answer.json()["results"]
+    assert sorted(result["index"] for result in results) == list(range(len(texts)))
+    some = range(0, len(texts), 25)
+    scores = {result["index"]: result["relevance_score"] for result in results}
+    (query,) = reference.encode_query([QUERY])
+    embeddings = reference.encode_document([texts[place] for place in some])
+    truth = [maxsim(np.asarray(query), np.asarray(document)) for document in embeddings]
+    np.testing.assert_allclose([scores[place] for place in some], truth, atol=1e-3)
+
+
+def test_in_a_flood_a_request_is_refused_before_its_body_has_come(start: Callable[..., Server]) -> None:
+    server = start("--api-server-count", "1", "--no-engine", "--dim", "8", "--max-body-bytes", "1MiB")
+    most = BODIES_BYTES // FIRST_BYTES
+    with ExitStack() as stack:
+        held = [stack.enter_context(closing(announce(server.port, FIRST_BYTES))) for _ in range(most)]
+        refused = stack.enter_context(closing(announce(server.port, FIRST_BYTES)))
+        answer = refused.getresponse()  # of the body nothing has been sent
+        assert answer.status == 429 and int(answer.headers["retry-after"]) >= 1
+        assert b"%d requests are waiting" % most in answer.read()
+        for connection in held:
+            connection.send(b"x" * FIRST_BYTES)
+        assert [connection.getresponse().status for connection in held] == [400] * most
+    assert server.is_ready()
+
+
+def announce(port: int, size: int) -> http.client.HTTPConnection:
+    """A request whose head is here, and whose body is not."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.putrequest("POST", "/rerank")
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", str(size))
+    connection.endheaders()
+    return connection
