@@ -39,7 +39,7 @@ _ERRORS = {
     429: "Too much waits to be encoded; in a flood decided before the body is read",
     431: "More than 100 headers, or 32 KiB of them",
     500: "Our fault; the log has the request id",
-    503: "A service is away, or the deadline has passed",
+    503: "A service is away, the deadline has passed, or the server stops",
 }
 _OF_BODIES = frozenset({404, 408, 413, 429})  # only where there is a body
 _OF_CONNECTIONS = frozenset({400, 408, 431})  # may come before the path is known, and so in vLLM's words
