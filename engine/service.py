@@ -78,7 +78,7 @@ class EngineService:
             "requests_waiting": float(len(self._requests)),
             "malformed_messages": float(self._endpoint.malformed_messages),
             "dropped_clients": float(self._endpoint.dropped_clients),
-            "suspects": float(len(self._running)),
+            "suspects": float(len(self._running.suspects)),
         }
 
     def _handle(self, event: Event) -> None:

@@ -78,6 +78,7 @@ class Call:
         self._request = request
         self._started = started
         self._text_bytes = 0  # of the texts that `_read` has seen
+        self._fingerprint: bytes | None = None  # of the model that this request's keys are of
         self._key_digest: str = request.scope.get("maxsimd.key", "")
 
     def take_body(self) -> bytes:
@@ -146,6 +147,7 @@ class Call:
         self.check_count(queries, query_field)
         truncation = body.truncation is not False
         lengths = {role: self._limit(body, role) for role in ("query", "document")}
+        self._fingerprint = self.api.ranker.fingerprint
         query_names = [query_field] if pairs is None else [f"{query_field}[{i}]" for i in range(len(queries))]
         query_inputs = await self._read(body, "query", queries, query_names, lengths["query"], truncation)
         document_inputs = await self._read_documents(body, documents, document_field, lengths["document"], truncation)
@@ -158,6 +160,7 @@ class Call:
             query_length=lengths["query"],
             document_length=lengths["document"],
             truncation=truncation,
+            fingerprint=self._fingerprint,
             query_field=query_field,
             document_field=document_field,
             on_missing=self._ticket.add_missing,
@@ -204,6 +207,7 @@ class Call:
         self.check_count(inputs, field)
         truncation = body.truncation is not False
         limit = self._limit(body, role)
+        self._fingerprint = self.api.ranker.fingerprint
         make_key = self._key_maker(body, role, limit, truncation)
         keys = []
         async for some in in_turns(inputs):
@@ -278,7 +282,7 @@ class Call:
         self, body: CommonBody, documents: Sequence[GivenInput], names: str, limit: int, truncation: bool
     ) -> Sequence[Input]:
         """As `_read`; a list of texts that came before has its names already."""
-        rules = (self.api.ranker.fingerprint, limit, truncation, self._salt(body))
+        rules = (self._fingerprint, limit, truncation, self._salt(body))
         known = self.api.repeated.find(rules, documents)
         if known is not None:
             self._text_bytes += known.text_bytes
@@ -324,9 +328,9 @@ class Call:
 
     def _key_maker(self, body: CommonBody, role: Role, limit: int, truncation: bool) -> Callable[[bytes], bytes]:
         self._need_encoder()
-        fingerprint = self.api.ranker.fingerprint
-        assert fingerprint is not None
-        return key_maker(self.api.secret, fingerprint, role, limit, truncation, self._salt(body))
+        if self._fingerprint is None:  # it has come since
+            raise ServiceFailed(ErrorCode.UNAVAILABLE, "the encoder is not ready", 1000)
+        return key_maker(self.api.secret, self._fingerprint, role, limit, truncation, self._salt(body))
 
     def _salt(self, body: CommonBody) -> bytes:
         salt = (body.cache_salt or "").encode("utf-8", "surrogatepass")

@@ -70,11 +70,20 @@ class Embedder:
         self._budget = ByteBudget(MAX_ANSWER_BYTES)
 
     async def embed(
-        self, task: EmbeddingTask, tokenizer: StatelessTokenizer, dim: int, write: Callable[[EmbeddingResult], T]
+        self,
+        task: EmbeddingTask,
+        tokenizer: StatelessTokenizer,
+        fingerprint: bytes,
+        dim: int,
+        write: Callable[[EmbeddingResult], T],
     ) -> tuple[EmbeddingResult, T]:
         """The embeddings, and what `write` makes of them: it runs in another thread, while their memory is held.
 
+        Args:
+            fingerprint: of the tokenizer's model.
+
         Raises:
+            ModelChanged: the service has another model.
             RequestFailed: an input is wrong or too long, or they are too many; names the field.
             ServiceFailed: they could not be encoded in time, or at all.
         """
@@ -89,7 +98,7 @@ class Embedder:
             raise invalid(f"{field}: {size} bytes of embeddings, at most {MAX_ANSWER_BYTES} in one answer", field)
         async with self._budget.hold(size):
             await end_turn(len(texts))
-            encoded = await self._encode(task, texts, row_bytes)
+            encoded = await self._encode(task, texts, row_bytes, fingerprint)
             await end_turn(len(texts))
             result = EmbeddingResult(
                 texts=encoded,
@@ -121,7 +130,9 @@ class Embedder:
             for place, value in enumerate(task.inputs)
         ]
 
-    async def _encode(self, task: EmbeddingTask, texts: Sequence[TokenizedText], row_bytes: int) -> list[EncodedText]:
+    async def _encode(
+        self, task: EmbeddingTask, texts: Sequence[TokenizedText], row_bytes: int, fingerprint: bytes
+    ) -> list[EncodedText]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + task.deadline - time.monotonic()
         turns = asyncio.Semaphore(PARTS_IN_FLIGHT)
@@ -131,7 +142,14 @@ class Embedder:
             async with turns:
                 try:
                     return await encode(
-                        self._service, task.role, texts[some], task.keys[some], task.client, deadline, task.dtype
+                        self._service,
+                        task.role,
+                        texts[some],
+                        task.keys[some],
+                        task.client,
+                        deadline,
+                        task.dtype,
+                        fingerprint,
                     )
                 except ServiceFailed as error:
                     raise _explain(error, task.names[some]) from None

@@ -109,6 +109,7 @@ async def encode(
     client: bytes,
     deadline: float,
     dtype: FloatDType = "float32",
+    fingerprint: bytes | None = None,
 ) -> list[EncodedText]:
     """Have a service encode tokenised texts.
 
@@ -116,8 +117,10 @@ async def encode(
         keys: equal ones are encoded once, whoever asks.
         client: whose turn it is.
         deadline: in loop time.
+        fingerprint: of the model that tokenised them; None: whichever there is.
 
     Raises:
+        ModelChanged: the service has another model.
         ServiceFailed: there is no answer; `which` is the place of the text to blame.
     """
     writer = FrameWriter()
@@ -134,7 +137,7 @@ async def encode(
         token_ids=writer.add_ints(token_ids),
         reply=dtype,
     )
-    answer, frames = await service.request(message, writer.frames, deadline, tokens=len(token_ids))
+    answer, frames = await service.request(message, writer.frames, deadline, len(token_ids), fingerprint)
     if not isinstance(answer, Encoded) or answer.embeddings.dtype != dtype:
         raise ServiceFailed(ErrorCode.INTERNAL, f"the {service.name} answered an Encode with {type(answer).__name__}")
     return list(_cut_rows(answer, frames, len(texts)))

@@ -48,6 +48,7 @@ class RankingTask:
     query_length: int  # effective limits in tokens
     document_length: int
     truncation: bool = True  # False: a text that is too long fails the request
+    fingerprint: bytes | None = None  # of the model that its texts' keys are of
     query_field: str = "query"  # the fields' names in the user's request
     document_field: str = "documents"
     # told how many more bytes of its texts must be encoded, before they are tokenised; may refuse them (ServiceFailed)

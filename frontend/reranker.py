@@ -13,6 +13,9 @@ with the first `Score` as token ids: it is cheaper to send them in vain than to 
         two in flight.
     R3  A text is tokenised at most once, a query encoded at most once, per request: see `supplier`.
 
+    R4  An answer is of one model. Where its files have changed while a request was running, so that a service came back
+        with others, all that was made for the request is dropped, and it is made anew.
+
 Alignment is asked for when the scores are known, of the pairs that will be shown: a second `Score` of these alone,
 whose texts the store has by then (decision 0008). It is never refused for want of room to encode.
 """
@@ -22,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -41,7 +44,7 @@ from frontend.tokenizer import StatelessTokenizer
 from frontend.turns import end_turn, in_turns
 from ipc.arrays import FrameWriter
 from ipc.client import Frames, Service, ServiceClient
-from ipc.errors import ServiceFailed
+from ipc.errors import ModelChanged, ServiceFailed
 from ipc.messages import Encoded, ErrorCode, Missing, ModelSpec, Role, Score, Scores, SelfCheck
 
 BUDGET_BYTES = 32 * 2**20
@@ -189,30 +192,55 @@ class Reranker:
             ServiceFailed: the services could not answer in time, or at all.
         """
         deadline = asyncio.get_running_loop().time() + task.deadline - time.monotonic()
-        return await _Ranking(self, task, await self.wait_worker(deadline), deadline).run()
+
+        async def score() -> RankingResult:
+            return await _Ranking(self, task, await self.wait_worker(deadline), self._model, deadline).run()
+
+        return await self._with_one_model(score)
 
     async def embed(self, task: EmbeddingTask, write: Callable[[EmbeddingResult], T]) -> tuple[EmbeddingResult, T]:
         """Token embeddings by value, and what `write` makes of them; see `Embedder.embed`."""
-        model = self._model
-        if model is None:
-            raise ServiceFailed(ErrorCode.UNAVAILABLE, "the encoder is not ready", 1000)
-        return await self._embedder.embed(task, model.tokenizer, model.spec.dim, write)
+
+        async def embed() -> tuple[EmbeddingResult, T]:
+            model = self._model
+            if model is None:
+                raise ServiceFailed(ErrorCode.UNAVAILABLE, "the encoder is not ready", 1000)
+            return await self._embedder.embed(task, model.tokenizer, model.fingerprint, model.spec.dim, write)
+
+        return await self._with_one_model(embed)
+
+    async def _with_one_model(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work` returns: the whole of it again, if the model has changed meanwhile (R4)."""
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return await work()
+            except ModelChanged:
+                if self._building is not None:
+                    await asyncio.wait({self._building})
+        return await work()
 
 
 class _Ranking:
     """One task on its way."""
 
-    def __init__(self, reranker: Reranker, task: RankingTask, service: Service, deadline: float) -> None:
+    def __init__(
+        self, reranker: Reranker, task: RankingTask, service: Service, model: _Model | None, deadline: float
+    ) -> None:
         self._reranker = reranker
         self._worker = reranker.worker
         self._task = task
         self._service = service
         self._deadline = deadline
+        self._model = model
         self._timings = Timings()
         dim, engine = service.ready.dim, reranker.engine
-        self._texts = TaskTexts(task, reranker.spec, dim, sends_ids=engine is None)
+        spec, tokenizer, fingerprint = (
+            (model.spec, model.tokenizer, model.fingerprint) if model is not None else (None, None, None)
+        )
+        self._for_worker = fingerprint if engine is None else None  # R4: with an engine, keys alone say of which model
+        self._texts = TaskTexts(task, spec, dim, engine is None, fingerprint)
         self._supplier = Supplier(
-            self._texts, engine, reranker.tokenizer, reranker.threads, dim, deadline, self._timings
+            self._texts, engine, tokenizer, fingerprint, reranker.threads, dim, deadline, self._timings
         )
         self._scores = array("f", bytes(4 * self._texts.num_pairs))
         self._rows = [0] * len(self._texts)
@@ -254,7 +282,7 @@ class _Ranking:
     def _new_texts(self) -> set[int]:
         """Texts to supply at once: a few, that were not asked for lately."""
         reranker, texts = self._reranker, self._texts
-        if not texts.sends_ids or not self._service.ready.hosts_encoder or reranker.spec is None:
+        if not texts.sends_ids or not self._service.ready.hosts_encoder or self._model is None:
             return set()
         new = {text for text in texts.few(FEW_TEXTS) if texts.keys[text] not in reranker.recent}
         return new if len(new) <= FEW_TEXTS else set()
@@ -304,7 +332,9 @@ class _Ranking:
             message, writer, order = await self._build_score(part)
             started = time.monotonic()
             try:
-                answer, frames = await self._worker.request(message, writer.frames, self._deadline)
+                answer, frames = await self._worker.request(
+                    message, writer.frames, self._deadline, fingerprint=self._for_worker
+                )
             except ServiceFailed as error:
                 raise self._explain(error, order) from None
             self._timings.worker += time.monotonic() - started

@@ -30,6 +30,7 @@ class Supplier:
         engine: who encodes; None: the worker does, from token ids.
         threads: that tokenise.
         tokenizer: None where only embeddings by value are served.
+        fingerprint: of its model; the engine must have that one.
         dim: of the model's embeddings.
         deadline: in loop time.
         timings: what is made here is added to.
@@ -40,6 +41,7 @@ class Supplier:
         texts: TaskTexts,
         engine: ServiceClient | None,
         tokenizer: StatelessTokenizer | None,
+        fingerprint: bytes | None,
         threads: FairThreads,
         dim: int,
         deadline: float,
@@ -48,6 +50,7 @@ class Supplier:
         self._texts = texts
         self._engine = engine
         self._tokenizer = tokenizer
+        self._fingerprint = fingerprint
         self._threads = threads
         self._dim = dim
         self._deadline = deadline
@@ -129,7 +132,8 @@ class Supplier:
         tokens = [self._texts.tokenized[text] for text in texts]
         keys = [self._texts.keys[text] for text in texts]
         started = time.monotonic()
-        encoded = await encode(self._engine, role, tokens, keys, self._texts.task.client, self._deadline)
+        client, fingerprint = self._texts.task.client, self._fingerprint
+        encoded = await encode(self._engine, role, tokens, keys, client, self._deadline, fingerprint=fingerprint)
         self._timings.encode += time.monotonic() - started
         self.encoded_tokens += sum(len(entry.token_ids) for entry in tokens)
         return dict(zip(texts, encoded, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Iterable, Sequence
 
@@ -22,9 +23,17 @@ class TaskTexts:
         spec: the model's; None where only embeddings by value are served.
         dim: of the model's embeddings.
         sends_ids: token ids are supplied, not embeddings.
+        fingerprint: of the model that they are encoded with; None: of the one that the task's keys are of.
     """
 
-    def __init__(self, task: RankingTask, spec: ModelSpec | None, dim: int, sends_ids: bool) -> None:
+    def __init__(
+        self,
+        task: RankingTask,
+        spec: ModelSpec | None,
+        dim: int,
+        sends_ids: bool,
+        fingerprint: bytes | None = None,
+    ) -> None:
         self.task = task
         self.inputs: Sequence[Input] = [*task.queries, *task.documents]
         self.num_queries = len(task.queries)
@@ -34,6 +43,7 @@ class TaskTexts:
         self.tokenized: dict[int, TokenizedText] = {}
         self.sends_ids = sends_ids
         self._dim = dim
+        self._other_model = fingerprint if fingerprint != task.fingerprint else None
         self._lengths = _lengths(spec)
 
     def __len__(self) -> int:
@@ -45,7 +55,7 @@ class TaskTexts:
         async for some in in_turns(self.inputs):
             for text in some:
                 if isinstance(text, TextInput):
-                    self.keys.append(text.key)
+                    self.keys.append(text.key if self._other_model is None else _rename(text.key, self._other_model))
                 else:
                     self.by_value.add(len(self.keys))
                     self.keys.append(prefix + len(self.keys).to_bytes(4, "little"))
@@ -118,6 +128,11 @@ class TaskTexts:
         if self.sends_ids:  # the worker has work with each of them
             return self.max_rows(text) * ID_BYTES
         return self.max_rows(text) * self._dim * ITEM_BYTES["float32"]
+
+
+def _rename(key: bytes, fingerprint: bytes) -> bytes:
+    """Another model makes other embeddings of the text that this key names: they must not be taken for the first's."""
+    return hashlib.blake2b(key, digest_size=KEY_BYTES, key=fingerprint).digest()
 
 
 def _lengths(spec: ModelSpec | None) -> dict[Role, tuple[int, int]]:

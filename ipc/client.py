@@ -8,6 +8,7 @@ Cancel.
     C1  Every request ends in exactly one way: an answer, ServiceFailed, or the caller's own cancellation.
     C2  No entry outlives its request.
     C3  What is outstanding stays within the granted credits; a request larger than all of them goes alone.
+    C4  A request for one model is never sent to a service that has another one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import zmq
 
 from ipc.arrays import Buffer
 from ipc.codec import decode_to_client, encode
-from ipc.errors import MalformedMessage, ServiceFailed
+from ipc.errors import MalformedMessage, ModelChanged, ServiceFailed
 from ipc.messages import (
     IDENTITY_BYTES,
     PROTOCOL_VERSION,
@@ -74,6 +75,7 @@ class _Outstanding:
     frames: Sequence[Buffer]
     deadline: float  # loop time
     cost: Credits
+    fingerprint: bytes | None  # the only model that it is for
     future: asyncio.Future[tuple[Answer, Frames]]
     is_sent: bool = False
     holds_credits: bool = False
@@ -146,7 +148,12 @@ class ServiceClient:
         return self._service
 
     async def request(
-        self, message: Score | Encode, frames: Sequence[Buffer], deadline: float, tokens: int = 0
+        self,
+        message: Score | Encode,
+        frames: Sequence[Buffer],
+        deadline: float,
+        tokens: int = 0,
+        fingerprint: bytes | None = None,
     ) -> tuple[Answer, Frames]:
         """Send a request and wait for its answer.
 
@@ -156,14 +163,16 @@ class ServiceClient:
             frames: raw buffers of the message. Not written to until this returns.
             deadline: in loop time.
             tokens: estimate of what the request costs, for the credits.
+            fingerprint: of the model that the request is for (C4); None: whichever there is.
 
         Raises:
             ServiceFailed: the service's Failed, or DEADLINE_EXCEEDED / UNAVAILABLE at the deadline.
+            ModelChanged: the service has another model.
         """
         request_id = self._next_request_id
         self._next_request_id = (request_id + 1) % 2**63
         cost = Credits(bytes=sum(memoryview(frame).nbytes for frame in frames), tokens=tokens)
-        entry = _Outstanding(message, frames, deadline, cost, self._loop.create_future())
+        entry = _Outstanding(message, frames, deadline, cost, fingerprint, self._loop.create_future())
         self._outstanding[request_id] = entry
         self._unsent.append(request_id)
         timer = self._loop.call_at(deadline, self._expire, entry)
@@ -282,6 +291,10 @@ class ServiceClient:
             entry = self._outstanding.get(request_id)
             if entry is None or entry.is_sent or entry.future.done():
                 self._unsent.popleft()
+                continue
+            if entry.fingerprint not in (None, self._service.ready.fingerprint):
+                self._unsent.popleft()
+                _fail(entry.future, ModelChanged())
                 continue
             if not self._has_credits(entry.cost):
                 return

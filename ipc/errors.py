@@ -2,6 +2,7 @@
 
 MalformedMessage   bytes that are not a message of the protocol; the receiver drops them and goes on
 ServiceFailed      a request that a service, or the way to it, did not answer with a result
+  ModelChanged     a request for one model, and the service has another one by now
 """
 
 from __future__ import annotations
@@ -25,3 +26,10 @@ class ServiceFailed(Exception):
         self.message = message
         self.retry_after_ms = retry_after_ms
         self.which = which
+
+
+class ModelChanged(ServiceFailed):
+    """The service was started again with another model; what it had made for the request may not be mixed with this."""
+
+    def __init__(self) -> None:
+        super().__init__(ErrorCode.UNAVAILABLE, "the model's files have changed while this request was running", 1000)

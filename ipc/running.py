@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,9 +49,10 @@ class RunningFile:
         if deaths > self.deaths(request):
             self._suspects[request] = deaths
 
-    def __len__(self) -> int:
-        """How many suspects there are."""
-        return len(self._suspects)
+    @property
+    def suspects(self) -> Set[RequestName]:
+        """Requests that were running in a service that died, and have not ended."""
+        return self._suspects.keys()
 
     @property
     def has_suspects(self) -> bool:

@@ -12,7 +12,7 @@ H4  The encoder writes into the entries that a batch had when it was started: th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -79,9 +79,13 @@ class HostedEncoder:
         return self._running.deaths(name)
 
     @property
-    def num_suspects(self) -> int:
-        """Requests for which a worker was encoding when it died, and that have not ended."""
-        return len(self._running)
+    def suspects(self) -> Set[RequestName]:
+        """As `RunningFile.suspects`."""
+        return self._running.suspects
+
+    def blame(self, name: RequestName, deaths: int) -> None:
+        """As `RunningFile.blame`."""
+        self._running.blame(name, deaths)
 
     def forgive(self, name: RequestName) -> None:
         self._running.forgive(name)

@@ -169,7 +169,9 @@ class Worker:
             "jobs_waiting_for_room": float(len(self._waiting)),
             "malformed_messages": float(self._endpoint.malformed_messages),
             "dropped_clients": float(self._endpoint.dropped_clients),
-            "suspects": float(len(self._running) + (self._encoder.num_suspects if self._encoder is not None else 0)),
+            "suspects": float(
+                len(self._running.suspects | (self._encoder.suspects if self._encoder is not None else set()))
+            ),
         }
         if self._encoder is not None:
             values |= self._encoder.statistics()
@@ -241,9 +243,7 @@ class Worker:
         if isinstance(message, Encode) and self._encode_requests is None:
             self._refuse(request, "this worker hosts no encoder: Encode goes to the engine")
             return
-        if isinstance(message, Score):
-            self._running.blame(request.name, message.deaths)
-        deaths = self._deaths(request.name)
+        deaths = self._find_deaths(request.name, message.deaths if isinstance(message, Score) else 0)
         if deaths >= MAX_DEATHS:
             self._forgive(request.name)
             self._endpoint.fail(
@@ -274,6 +274,21 @@ class Worker:
             return self._is_first_stuck
         has_found_none = len(self._waiting) > 0 and self._waiting.first().without_room_since is not None
         return has_found_none or not _brings_few(job.request)
+
+    def _find_deaths(self, name: RequestName, told: int) -> int:
+        """In how many workers that died the request was running.
+
+        Both running files know it from now on: a worker may die while it encodes for a request, and the next one while
+        it scores it.
+
+        Args:
+            told: what the request says of it, which may have had another name.
+        """
+        deaths = max(self._deaths(name), told)
+        self._running.blame(name, deaths)
+        if self._encoder is not None:
+            self._encoder.blame(name, deaths)
+        return deaths
 
     def _deaths(self, name: RequestName) -> int:
         encoding = self._encoder.deaths(name) if self._encoder is not None else 0

@@ -12,12 +12,14 @@ HANG_LIMIT = 60.0  # seconds until a hanging process has been found and ended
 END_LIMIT = 30.0  # seconds until processes that should end have ended
 
 WORKER, ENGINE, API_SERVER = "scorer_worker", "engine", "frontend.api_server"
-_NAMES = {WORKER: "worker", ENGINE: "engine", API_SERVER: "api server"}
+ENGINE_PROCESS = ("--engine-placement", "process")
+HOSTED_ENCODER = ("--engine-placement", "worker")  # the scorer worker encodes too, as on CUDA by itself
+NAMES = {WORKER: "worker", ENGINE: "engine", API_SERVER: "api server"}
 
 
 def restarts(server: Server, module: str) -> int:
     """How often a child of this kind has come up again."""
-    return sum(f": {_NAMES[module]}" in line and line.endswith(": up again") for line in server.lines)
+    return sum(f": {NAMES[module]}" in line and line.endswith(": up again") for line in server.lines)
 
 
 def kill(server: Server, module: str) -> None:
@@ -25,6 +27,17 @@ def kill(server: Server, module: str) -> None:
     before = restarts(server, module)
     os.kill(server.children(module)[-1], signal.SIGKILL)
     wait_restart(server, module, before)
+
+
+def who_was_silent(server: Server, since: int) -> list[str]:
+    """Which children have been ended because they hung, by their names for people.
+
+    Args:
+        since: how many lines the log had when it was clean of what others did to this server.
+    """
+    lines = [line for line in server.lines[since:] if line.endswith("; starting it again")]
+    halves = [line.removeprefix("maxsimd: ").partition(": its working loop has been silent for ") for line in lines]
+    return [name for name, silence, _ in halves if silence]
 
 
 def wait_restart(server: Server, module: str, before: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,17 @@ from tests.chaos.processes import (
     API_SERVER,
     END_LIMIT,
     ENGINE,
+    ENGINE_PROCESS,
     HANG_LIMIT,
+    HOSTED_ENCODER,
+    NAMES,
     WORKER,
     hang,
     is_alive,
     kill,
     restarts,
     wait_restart,
+    who_was_silent,
 )
 from tests.chaos.sampling import all_holdings, holdings
 from tests.chaos.traffic import Traffic
@@ -32,29 +36,52 @@ from tests.end_to_end.running_server import STOP_LIMIT, Server, wait_until
 from tests.end_to_end.test_processes import count_connections
 
 SPARE = "scorer_worker.spare"
+SERVICES = [  # how a server's encoder is placed, and which of its processes is disturbed
+    pytest.param(ENGINE_PROCESS, WORKER, id="worker"),
+    pytest.param(ENGINE_PROCESS, ENGINE, id="engine"),
+    pytest.param(HOSTED_ENCODER, WORKER, id="worker-that-encodes"),
+]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def run_server(placement: Sequence[str]) -> Iterator[Server]:
     """Two API servers, and a process that stands by, for tests that leave everything running."""
-    running = Server("--api-server-count", "2", "--embedding-cache-size", "64MiB", "--spare-process", "on")
+    common = ("--api-server-count", "2", "--embedding-cache-size", "64MiB", "--spare-process", "on")
+    running = Server(*common, *placement)
     yield running
     running.end()
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    yield from run_server(ENGINE_PROCESS)
+
+
+@pytest.fixture(scope="module")
+def hosted() -> Iterator[Server]:
+    yield from run_server(HOSTED_ENCODER)
+
+
+@pytest.fixture
+def placed(request: pytest.FixtureRequest) -> Server:
+    """The module's server with this placement. Not one parametrised fixture: pytest would start them anew in turn."""
+    found: Server = request.getfixturevalue("hosted" if request.param == HOSTED_ENCODER else "server")
+    return found
+
+
 @pytest.mark.slow
-def test_mixed_traffic_leaves_no_file_socket_or_thread(server: Server, truth: Truth) -> None:
+@pytest.mark.parametrize("placed", [ENGINE_PROCESS, HOSTED_ENCODER], ids=["engine", "hosted"], indirect=True)
+def test_mixed_traffic_leaves_no_file_socket_or_thread(placed: Server, truth: Truth) -> None:
     """The short version of `test_soak.py`, before anything is killed here.
 
     What is made at first use, as a pool's last thread, may be made late: a leak is what more is left of each time.
     """
-    wait_spare(server)
-    with Traffic(server.url, truth, seed=2) as traffic:
+    wait_spare(placed)
+    with Traffic(placed.url, truth, seed=2) as traffic:
         traffic.wait_answers(100)
     assert traffic.problems == []
-    left = [left_by_traffic(server, truth, seed=4)]
+    left = [left_by_traffic(placed, truth, seed=4)]
     while left[-1] and len(left) < 3:
-        left.append(left_by_traffic(server, truth, seed=4 + len(left)))
+        left.append(left_by_traffic(placed, truth, seed=4 + len(left)))
     assert not left[-1], left
 
 
@@ -84,17 +111,17 @@ def counts(server: Server) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("module", [WORKER, ENGINE])
-def test_service_killed_again_and_again_costs_no_request(server: Server, truth: Truth, module: str) -> None:
-    before = restarts(server, module)
-    with Traffic(server.url, truth, seed=len(module)) as traffic:
+@pytest.mark.parametrize(("placed", "module"), SERVICES, indirect=["placed"])
+def test_service_killed_again_and_again_costs_no_request(placed: Server, truth: Truth, module: str) -> None:
+    before = restarts(placed, module)
+    with Traffic(placed.url, truth, seed=len(module)) as traffic:
         for _ in range(2):
             traffic.wait_round()
-            kill(server, module)
+            kill(placed, module)
         traffic.wait_round()
     assert traffic.problems == []
     assert traffic.resets == 0 and traffic.given_up > 0
-    assert restarts(server, module) == before + 2
+    assert restarts(placed, module) == before + 2
 
 
 def test_killed_api_server_breaks_only_its_own_connections(server: Server, truth: Truth) -> None:
@@ -114,10 +141,13 @@ def test_killed_api_server_breaks_only_its_own_connections(server: Server, truth
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("module", [WORKER, ENGINE])
-def test_six_kills_five_seconds_after_each_ready(start: Callable[..., Server], truth: Truth, module: str) -> None:
+@pytest.mark.parametrize(("placement", "module"), SERVICES)
+def test_six_kills_five_seconds_after_each_ready(
+    start: Callable[..., Server], truth: Truth, placement: tuple[str, ...], module: str
+) -> None:
     """As the promise has it: four API servers, a deadline of 30 s, zero failed requests and zero wrong ones."""
-    server = start("--api-server-count", "4", "--request-timeout", "30", "--embedding-cache-size", "64MiB")
+    common = ("--api-server-count", "4", "--request-timeout", "30", "--embedding-cache-size", "64MiB")
+    server = start(*common, *placement)
     with Traffic(server.url, truth, connections=16, seed=6) as traffic:
         for _ in range(6):
             traffic.wait_seconds(5)
@@ -128,18 +158,19 @@ def test_six_kills_five_seconds_after_each_ready(start: Callable[..., Server], t
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("module", [WORKER, ENGINE])
-def test_hanging_service_is_found_killed_and_started_again(server: Server, truth: Truth, module: str) -> None:
-    before = restarts(server, module)
-    with Traffic(server.url, truth, seed=8) as traffic:
+@pytest.mark.parametrize(("placed", "module"), SERVICES, indirect=["placed"])
+def test_hanging_service_is_found_killed_and_started_again(placed: Server, truth: Truth, module: str) -> None:
+    before = restarts(placed, module)
+    with Traffic(placed.url, truth, seed=8) as traffic:
         traffic.wait_round()
-        victim = hang(server, module)
-        wait_until(lambda: victim not in server.children(module), HANG_LIMIT)
-        wait_restart(server, module, before)
+        said = len(placed.lines)
+        victim = hang(placed, module)
+        wait_until(lambda: victim not in placed.children(module), HANG_LIMIT)
+        wait_restart(placed, module, before)
         traffic.wait_round()
     assert traffic.problems == []
     assert traffic.resets == 0
-    assert "has been silent for" in server.log
+    assert who_was_silent(placed, said) == [NAMES[module]]
 
 
 @pytest.mark.long
@@ -147,6 +178,7 @@ def test_hanging_api_server_is_found_killed_and_started_again(server: Server, tr
     before = restarts(server, API_SERVER)
     with Traffic(server.url, truth, seed=9, retries=True) as traffic:
         traffic.wait_round()
+        said = len(server.lines)
         victim = hang(server, API_SERVER)
         owned = count_connections(victim, server.port)
         wait_until(lambda: victim not in server.children(API_SERVER), HANG_LIMIT)
@@ -155,6 +187,8 @@ def test_hanging_api_server_is_found_killed_and_started_again(server: Server, tr
     assert traffic.problems == []
     assert 0 < traffic.resets <= owned
     assert traffic.lost == 0
+    (silent,) = who_was_silent(server, said)
+    assert silent.startswith(NAMES[API_SERVER])
 
 
 def wait_spare(server: Server, before: int = 0) -> int:

@@ -37,7 +37,7 @@ def compute_truth(reference: Any) -> Truth:
     """Texts and embeddings by value on both sides, each pair scored once in float64 from the reference's embeddings.
 
     Args:
-        reference: sentence-transformers' MultiVectorEncoder of the served model.
+        reference: sentence-transformers' MultiVectorEncoder of the served model, or what encodes as that does.
     """
     query_values = [random_embeddings(rows, DIM, rows) for rows in (5, 32)]
     document_values = [random_embeddings(rows, DIM, 100 + rows) for rows in (1, 16, 60, 180)]

@@ -6,10 +6,11 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.end_to_end.running_server import Floats, Server, as_input, maxsim, random_embeddings, wait_until
@@ -24,15 +25,29 @@ TEXTS = [
 QUERY = "which animal sleeps outside?"
 
 
-class Load:
-    """Connections that ask for the same scores in different mixes, and hold every answer against the truth."""
+@pytest.fixture(scope="module")
+def text_scores(reference: Any) -> dict[str, float]:
+    """QUERY's score of each of TEXTS from the reference's embeddings: a server's own scores would hide its faults."""
+    query, *documents = (
+        np.asarray(rows, dtype=np.float32)
+        for rows in [*reference.encode_query([QUERY]), *reference.encode_document(TEXTS)]
+    )
+    return {text: maxsim(query, rows) for text, rows in zip(TEXTS, documents, strict=True)}
 
-    def __init__(self, server: Server, seed: int) -> None:
+
+class Load:
+    """Connections that ask for the same scores in different mixes, and hold every answer against the truth.
+
+    Args:
+        text_scores: the fixture's.
+    """
+
+    def __init__(self, server: Server, text_scores: Mapping[str, float], seed: int) -> None:
         self._server = server
         self._choose = random.Random(seed)
         self._query = random_embeddings(7, DIM, 100)
         self._rows = [random_embeddings(self._choose.randrange(1, 60), DIM, 200 + number) for number in range(30)]
-        self._text_scores = dict(zip(TEXTS, server.scores(QUERY, TEXTS), strict=True))
+        self._text_scores = text_scores
         self.answers = 0
         self.resets = 0
         self.problems: list[str] = []
@@ -105,8 +120,8 @@ def kill(server: Server, module: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["frontend.api_server", "engine", "scorer_worker"])
-def test_kill_under_load(server: Server, module: str) -> None:
-    load = Load(server, seed=len(module))
+def test_kill_under_load(server: Server, text_scores: Mapping[str, float], module: str) -> None:
+    load = Load(server, text_scores, seed=len(module))
     asyncio.run(under_load(load, 8, lambda: kill(server, module)))
     assert load.problems == []
     if module != "frontend.api_server":
@@ -114,17 +129,17 @@ def test_kill_under_load(server: Server, module: str) -> None:
     assert len(server.children("frontend.api_server")) == 4
 
 
-def test_stress_every_answer_is_right(server: Server) -> None:
+def test_stress_every_answer_is_right(server: Server, text_scores: Mapping[str, float]) -> None:
     """Many connections over four API servers, texts and embeddings mixed."""
-    load = Load(server, seed=7)
+    load = Load(server, text_scores, seed=7)
     asyncio.run(under_load(load, 32, lambda: wait_until(lambda: load.answers > 400)))
     assert load.problems == [] and load.resets == 0
 
 
-def test_tiny_store_changes_no_answer(start: Callable[..., Server]) -> None:
+def test_tiny_store_changes_no_answer(start: Callable[..., Server], text_scores: Mapping[str, float]) -> None:
     """Evictions under load, waiting for room, Missing after Missing: the same scores."""
     server = start("--api-server-count", "2", "--embedding-cache-size", "8MiB")
-    load = Load(server, seed=3)
+    load = Load(server, text_scores, seed=3)
     asyncio.run(under_load(load, 8, lambda: None))
     assert load.problems == [] and load.resets == 0
 
@@ -138,15 +153,17 @@ def test_thousands_of_documents_of_one_row_fit_a_small_store(start: Callable[...
     assert not any("up again" in line for line in server.lines)
 
 
-def test_no_cache_changes_no_answer(start: Callable[..., Server]) -> None:
+def test_no_cache_changes_no_answer(start: Callable[..., Server], text_scores: Mapping[str, float]) -> None:
     server = start("--api-server-count", "2", "--no-embedding-cache", "--embedding-cache-size", "32MiB")
-    load = Load(server, seed=4)
+    load = Load(server, text_scores, seed=4)
     asyncio.run(under_load(load, 4, lambda: None))
     assert load.problems == [] and load.resets == 0
     assert server.metric("maxsimd_worker_store_entries") == 0
 
 
-def test_hosted_encoder_gives_the_same_scores(start: Callable[..., Server], shared_server: Server) -> None:
+def test_hosted_encoder_gives_the_same_scores(
+    start: Callable[..., Server], shared_server: Server, text_scores: Mapping[str, float]
+) -> None:
     """--engine-placement worker: token ids travel, embeddings stay; kills are survived just so."""
     server = start("--api-server-count", "2", "--engine-placement", "worker", "--embedding-cache-size", "512MiB")
     assert not server.children("engine")
@@ -158,6 +175,6 @@ def test_hosted_encoder_gives_the_same_scores(start: Callable[..., Server], shar
     many = [f"{number}: {'late interaction ' * 50}" for number in range(170)]  # more ids than one batch of the encoder
     server.scores(QUERY, many)
     assert server.metric("maxsimd_worker_requests") == asked + 1 + 1 + 2, "one by names, two with ids"
-    load = Load(server, seed=5)
+    load = Load(server, text_scores, seed=5)
     asyncio.run(under_load(load, 6, lambda: kill(server, "scorer_worker")))
     assert load.problems == [] and load.resets == 0
