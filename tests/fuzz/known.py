@@ -19,11 +19,14 @@ from ipc.client import ServiceClient
 from ipc.messages import CLIENT_BYTES, KEY_BYTES, Missing, Role, Score, Scores, SuppliedEmbeddings
 from ipc.settings import ModelSettings
 from tests.end_to_end.running_server import Floats, maxsim, random_embeddings
+from tests.fuzz.services import Service
+from tests.fuzz.stopped import stopped
 
 LIMIT = 60.0
 CLIENT = b"\xee" * CLIENT_BYTES
 # of no key of `frames.World`; the bytes after them are counted, so that they differ
 STORED, ENCODED = b"known, stored--", b"known, encoded"
+TOGETHER = b"known, together."
 ROWS = (1, 2, 15, 16, 17, 40)  # of the texts; the first is the query
 TEXTS: tuple[tuple[Role, tuple[int, ...], int], ...] = (
     ("document", (101, 7, 12, 999, 102), 0),
@@ -62,6 +65,42 @@ class Known:
         self._checks += 1  # keys of their own: nothing was encoded before
         for text, found in enumerate(asyncio.run(self._encode(address))):
             np.testing.assert_allclose(found, self._embeddings[text], atol=1e-4, rtol=0)
+
+    async def ask_for_one_text_together(
+        self, service: Service, clients: int, each: int
+    ) -> tuple[list[bytes], dict[str, float]]:
+        """The known text, under one key, so many times from each client, all sent while the engine is stopped.
+
+        Returns:
+            The embeddings that each got, and by how much the engine's counters rose.
+        """
+        role, ids, expansion = TEXTS[0]
+        text = TokenizedText(array("i", ids), expansion)
+        async with contextlib.AsyncExitStack() as stack:
+            asking = [await stack.enter_async_context(client_of(service.address)) for _ in range(clients)]
+            before = await asking[0].statistics(LIMIT)
+            for client in asking:  # else some would wait in the client
+                granted = (await client.wait_ready(LIMIT)).ready.credits
+                assert granted.tokens >= each * len(ids) and granted.bytes >= each * (KEY_BYTES + 8 + 4 * len(ids))
+            deadline = asyncio.get_running_loop().time() + LIMIT
+            with stopped(service.process.pid):
+                waiting = [
+                    asyncio.create_task(encode(client, role, [text], [TOGETHER], CLIENT, deadline))
+                    for _ in range(each)
+                    for client in asking
+                ]
+                await asyncio.sleep(0)  # each has its first turn, in which it sends
+                assert not any(task.done() for task in waiting)
+            answers = await asyncio.gather(*waiting)
+            assert not any(client.replays for client in asking)
+            after = await asking[0].statistics(LIMIT)
+        names = ("texts", "requests", "answered", "cancelled", "expired")
+        return [bytes(answer[0].embeddings) for answer in answers], {name: after[name] - before[name] for name in names}
+
+    def check_text(self, found: bytes) -> None:
+        """The embeddings of that text."""
+        rows = np.frombuffer(found, np.float32).reshape(-1, 8)
+        np.testing.assert_allclose(rows, self._embeddings[0], atol=1e-4, rtol=0)
 
     async def _ask_scores(self, address: str, are_supplied: bool) -> list[float] | None:
         writer = FrameWriter()

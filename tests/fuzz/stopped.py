@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import httpx
 
-from tests.end_to_end.running_server import Server
-from tests.fuzz.http_client import LIMIT, as_request, connect
+from tests.end_to_end.running_server import Server, wait_until
+from tests.fuzz.http_client import LIMIT, as_request, connect, descriptors, held_by
 from tests.fuzz.owed import Answer, answers_in
 
 MOST_SECONDS = 6.0  # the launcher kills a service that is silent for 10
@@ -121,3 +121,34 @@ async def _metric_within(server: Server, name: str, seconds: float) -> float | N
             return None
     match = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
     return float(match.group(1)) if match else None
+
+
+# --- what nobody waits for ----------------------------------------------------------------------------------------
+
+
+async def ask_in_vain(server: Server, module: str, leaving: Sequence[bytes], overdue: Sequence[bytes]) -> set[int]:
+    """Requests that meet a stopped service: some clients hang up, the others' deadlines pass, and then it goes on.
+
+    Returns:
+        The statuses of those whose deadlines have passed.
+    """
+    (pid,) = server.children(module)
+    before = _connections(server)
+    connections = await open_many(server.port, len(leaving) + len(overdue))
+    try:
+        with stopped(pid):
+            await send_each(connections, [*leaving, *overdue])
+            answers = await asyncio.gather(*map(read_answer, connections[len(leaving) :]))
+            for connection in connections:
+                connection.close()
+            # an API server that has closed its end has told the service that nobody waits
+            await asyncio.to_thread(wait_until, lambda: _connections(server) <= before, MOST_SECONDS)
+    finally:
+        for connection in connections:
+            connection.close()
+    return {answer.status for answer, _ in answers}
+
+
+def _connections(server: Server) -> int:
+    held = descriptors(held_by(server))
+    return sum(count for name, count in held.items() if "api_server" in name)

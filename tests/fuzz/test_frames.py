@@ -5,6 +5,7 @@ More of them: `make test ARGS="-m long tests/fuzz"`; a million, and the coverage
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import socket
@@ -169,6 +170,17 @@ def nothing_is_held(service: Service) -> None:
         assert "suspects" in names
         wait_until(lambda: not any(sender.statistics()[name] for name in names))
     context.term()
+
+
+def test_ten_thousand_encodes_of_one_text_that_wait_together_are_one(
+    services: dict[str, Service], known: Known
+) -> None:
+    """The engine is stopped until all have been sent: credits let that many out, four clients' queues hold them."""
+    service, clients, each = services["engine"], 4, 2500
+    found, counted = asyncio.run(known.ask_for_one_text_together(service, clients, each))
+    assert len(found) == clients * each and len(set(found)) == 1
+    known.check_text(found[0])
+    assert counted == {"texts": 1, "requests": clients * each, "answered": clients * each, "cancelled": 0, "expired": 0}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from engine.allocator import KEPT_BYTES
+from frontend.config import DEFAULT_BATCH_TOKENS
 from tests.end_to_end.conftest import start  # fixture
 from tests.end_to_end.running_server import Server, wait_until
 from tests.fuzz.http_client import (
@@ -29,11 +30,12 @@ from tests.fuzz.http_client import (
 )
 from tests.fuzz.services import KEEP_NO_SHAPES
 from tests.fuzz.slow_clients import REQUEST_TIMEOUT, run_all
-from tests.fuzz.stopped import miss_together, room_for_connections
+from tests.fuzz.stopped import ask_in_vain, miss_together, room_for_connections
 
 __all__ = ["start"]
 
 QUERY, DOCUMENTS = "which animal sleeps", ["a cat sleeps outside", "", "the dog"]
+BATCH_TOKENS = DEFAULT_BATCH_TOKENS["cpu"]
 STILL = 25  # looks in a row
 MOST_GROWTH = 24 * 2**20  # bytes of a process: what allocators keep
 MOST_KEPT = KEPT_BYTES  # of one that computes: of what it has freed, and of the store the rows that were never written
@@ -203,6 +205,51 @@ def test_what_nobody_waits_for_is_not_encoded(server: Server) -> None:
     settled(server)
     assert server.metric("maxsimd_engine_tokens") - before < clients * documents * words / 2
     assert server.metric("maxsimd_engine_cancelled") > 0
+
+
+def test_what_was_given_up_while_the_engine_was_stopped_is_not_encoded(server: Server) -> None:
+    """By clients that have hung up, and by deadlines that have passed: of no work is more done than a batch or two.
+
+    What lies in the engine's socket when it goes on may be read a part at a time, and a batch begin with the first.
+    """
+    documents, words, each = 8, 100, 12
+    bodies = [
+        {
+            "query": f"query {number}",
+            "documents": [f"{number} {place} " + "word " * words for place in range(documents)],
+        }
+        for number in range(2 * each)
+    ]
+    names = ("tokens", "answered", "cancelled", "expired")
+    before = {name: server.metric(f"maxsimd_engine_{name}") for name in names}
+    overdue = [as_request(body | {"timeout_ms": 700}) for body in bodies[each:]]
+    statuses = asyncio.run(ask_in_vain(server, "engine", [as_request(body) for body in bodies[:each]], overdue))
+    assert statuses == {503}
+    settled(server)
+    grown = {name: server.metric(f"maxsimd_engine_{name}") - before[name] for name in names}
+    assert grown["tokens"] <= 2 * BATCH_TOKENS < 2 * each * documents * words / 4
+    assert grown["answered"] <= grown["tokens"] / words
+    assert grown["cancelled"] + grown["expired"] >= 2 * each
+    assert wrong_lines(server) == []
+
+
+def test_what_was_given_up_while_the_worker_was_stopped_is_not_scored(server: Server) -> None:
+    """Of texts that are in the store, so that a Score is all that is asked: none of its pairs is scored."""
+    documents, each = [f"document {place} is in the store" for place in range(8)], 12
+    request = {"query": QUERY, "documents": documents}
+    server.scores(QUERY, documents)
+    names = ("pairs", "answered", "cancelled", "expired")
+    before = {name: server.metric(f"maxsimd_worker_{name}") for name in names}
+    overdue = as_request(request | {"timeout_ms": 700})
+    statuses = asyncio.run(ask_in_vain(server, "scorer_worker", [as_request(request)] * each, [overdue] * each))
+    assert statuses == {503}
+    settled(server)
+    grown = {name: server.metric(f"maxsimd_worker_{name}") - before[name] for name in names}
+    assert grown["pairs"] == 0 and grown["answered"] == 0
+    assert grown["cancelled"] + grown["expired"] == 2 * each
+    server.scores(QUERY, documents)
+    assert server.metric("maxsimd_worker_pairs") - before["pairs"] == len(documents)  # so they are counted
+    assert wrong_lines(server) == []
 
 
 def test_requests_that_miss_the_same_texts_have_them_encoded_once(server: Server) -> None:
