@@ -175,6 +175,9 @@ class _Connection(HttpToolsProtocol):
                     self._refuse(405, "method: CONNECT is not allowed")
                 fields = b"".join(b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade")
                 data = b"%s%s\r\n%s" % (offer, fields, data[upgrade.args[0] :])
+                # A new one: after a head with `connection: close` the old one takes nothing more, and does not say so.
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
             except httptools.HttpParserError as error:
                 _log.debug("not HTTP: %s", error)
                 self._refuse(400, "request: Invalid HTTP request received")

@@ -242,6 +242,20 @@ def test_an_upgrade_that_is_offered_is_not_taken_up_and_http_goes_on(body: bytes
     run(test)
 
 
+@pytest.mark.parametrize("last", [b"HTTP/1.1\r\nconnection: close", b"HTTP/1.0"])
+def test_an_upgrade_that_is_offered_with_a_last_request_keeps_it_from_no_answer(last: bytes) -> None:
+    """llhttp takes nothing more after the head of a last request."""
+    offer = b"GET /b %s\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n" % last
+
+    async def test() -> None:
+        async with connect() as client:
+            await client.send(GET + b"\r\n" + offer)
+            await client.read_to_the_end()
+            assert client.paths == ["/a", "/b"]
+
+    run(test)
+
+
 CHUNKED = b"POST /a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 
 

@@ -132,7 +132,7 @@ class World:
 
 def make_case(choose: random.Random, world: World) -> list[bytes]:
     """The frames of one multipart message, without the sender's identity."""
-    return _changed(choose, world, *_right_message(choose, world))
+    return _changed(choose, world, *right_message(choose, world))
 
 
 def make_answer(choose: random.Random, world: World) -> list[bytes]:
@@ -163,7 +163,7 @@ def is_malformed(parts: list[bytes]) -> bool:
 # --- right messages -----------------------------------------------------------------------------------------------
 
 
-def _right_message(choose: random.Random, world: World) -> tuple[Message, FrameWriter]:
+def right_message(choose: random.Random, world: World) -> tuple[Message, FrameWriter]:
     request_id = choose.randrange(IDS)
     match choose.randrange(16):
         case 0:

@@ -24,6 +24,7 @@ from ipc.messages import IDENTITY_BYTES, Hello, Message, Ready, Statistics, Stat
 from ipc.settings import EngineSettings, ModelSettings, WorkerSettings
 from ipc.sockets import connect_dealer, make_run_directory, receive_parts, remove_run_directory
 from tests.end_to_end.running_server import wait_until
+from tests.fuzz.broken import make_broken
 from tests.fuzz.frames import World, is_malformed, make_case
 
 LIMIT = 60.0  # seconds for anything but a whole run
@@ -41,6 +42,7 @@ class Service:
     """
 
     def __init__(self, module: str, model: Path) -> None:
+        self.module = module
         self.directory = make_run_directory()
         self.address = f"ipc://{self.directory}/service.sock"
         spec = ModelSettings(str(model))
@@ -78,8 +80,12 @@ class Service:
     def log(self) -> str:
         return "\n".join(self.lines[-50:])
 
+    def forget_peak(self) -> None:
+        """VmHWM is the most from now on."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
     def memory(self, field: str = "VmRSS") -> int:
-        """Bytes; VmHWM is the most there has been."""
+        """Bytes; VmHWM is the most there has been, or since `forget_peak`."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(field + ":"))
 
@@ -172,7 +178,8 @@ class Sender:
 def send_cases(service: Service, world: World, seed: int, count: int) -> dict[str, Any]:
     """Cases from several clients to a service, and what became of them.
 
-    Every case is also decoded here: so many are malformed, and so many more has the service counted.
+    Of some it is known that they are malformed; the others are also decoded here. So many are, and so many more has the
+    service counted.
     """
     choose = random.Random(seed)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -184,12 +191,13 @@ def send_cases(service: Service, world: World, seed: int, count: int) -> dict[st
         world.epoch = senders[0].ready().epoch
         before = senders[0].statistics()["malformed_messages"]
         for number in range(count):
-            parts = make_case(choose, world)
+            is_broken = choose.random() < 0.3
+            parts = make_broken(choose, world) if is_broken else make_case(choose, world)
             if number % 500 == 7:
                 stranger.send(parts)
                 malformed += 1
                 continue
-            malformed += is_malformed(parts)
+            malformed += is_broken or is_malformed(parts)
             sender = choose.choice(senders)
             sender.send(parts)
             if number % 64 == 0:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from engine.allocator import KEPT_BYTES
+from frontend.config import DEFAULT_BATCH_TOKENS
 from tests.end_to_end.conftest import start  # fixture
 from tests.end_to_end.running_server import Server, wait_until
 from tests.fuzz.http_client import (
@@ -30,19 +29,28 @@ from tests.fuzz.http_client import (
 )
 from tests.fuzz.services import KEEP_NO_SHAPES
 from tests.fuzz.slow_clients import REQUEST_TIMEOUT, run_all
+from tests.fuzz.stopped import ask_in_vain, miss_together, room_for_connections
 
 __all__ = ["start"]
 
 QUERY, DOCUMENTS = "which animal sleeps", ["a cat sleeps outside", "", "the dog"]
+BATCH_TOKENS = DEFAULT_BATCH_TOKENS["cpu"]
+MIB = 2**20
 STILL = 25  # looks in a row
-MOST_GROWTH = 24 * 2**20  # bytes of a process: what allocators keep
-MOST_KEPT = KEPT_BYTES  # of one that computes: of what it has freed, and of the store the rows that were never written
+FILLING = 1600  # texts: more than the store holds, and the engine's memory of what it encoded last
+# Bytes by which a process may have grown, when the store is full, and so every row of it written once. Measured, over
+# 10,000 clients that come and go: launcher 0.1 MiB, API servers 0.6, worker 0.5; over 16,000 cases as much. An engine's
+# batches are of all sizes, and malloc keeps more for them at first: 13 MiB in the first 400 clients, 50 in 9,000 (13 of
+# them after 3,000), then nothing.
+MOST_GROWTH = {"launcher": 2 * MIB, "frontend.api_server": 4 * MIB, "scorer_worker": 4 * MIB, "engine": 32 * MIB}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """Two API servers. Each has answered: what is opened for the first request, as files of metrics, is open."""
-    running = Server("--api-server-count", "2", "--embedding-cache-size", "64MiB", environment=KEEP_NO_SHAPES)
+    """Two API servers. Each has answered: what is opened for the first request, as files of metrics, is open. The store
+    is full, for `MOST_GROWTH`.
+    """
+    running = Server("--api-server-count", "2", "--embedding-cache-size", "16MiB", environment=KEEP_NO_SHAPES)
 
     async def ask_both() -> None:
         request = as_request({"query": QUERY, "documents": DOCUMENTS})
@@ -50,6 +58,9 @@ def server() -> Iterator[Server]:
 
     try:
         asyncio.run(ask_both())
+        for start in range(0, FILLING, 200):
+            running.scores(QUERY, [f"a document to fill the store, {start + number}" for number in range(200)])
+        assert running.metric("maxsimd_worker_store_evictions") > 0
         yield running
     finally:
         running.end()
@@ -105,7 +116,7 @@ def test_clients_that_come_and_go_leave_nothing(server: Server) -> None:
 
 @pytest.mark.long
 def test_ten_thousand_clients_that_come_and_go_leave_nothing(server: Server) -> None:
-    asyncio.run(come_and_go(server.port, seed=3, count=1000))
+    asyncio.run(come_and_go(server.port, seed=3, count=3000))
     before = settled(server)
     asyncio.run(come_and_go(server.port, seed=4, count=10_000))
     leaves_nothing(server, before)
@@ -118,10 +129,7 @@ def test_every_slow_client_ends_within_its_limit(start: Callable[..., Server]) -
     slow.scores(QUERY, DOCUMENTS)
     before = settled(slow)
 
-    async def many() -> list[list[str]]:
-        return await asyncio.gather(*(run_all(slow.port) for _ in range(6)))
-
-    assert [problem for problems in asyncio.run(many()) for problem in problems] == []
+    assert asyncio.run(run_all(slow.port, times=6)) == []
     wait_until(lambda: descriptors(held_by(slow)) == descriptors(before))
     assert wrong_lines(slow) == []
 
@@ -131,7 +139,7 @@ def leaves_nothing(server: Server, before: dict[str, Held]) -> None:
     after = settled(server)
     assert descriptors(after) == descriptors(before)
     for name, grown in growth(before, after).items():
-        assert grown <= (MOST_KEPT if name.startswith(("engine", "scorer_worker")) else MOST_GROWTH), (name, grown)
+        assert grown <= MOST_GROWTH[name.split()[0]], (name, grown / MIB)
     assert wrong_lines(server) == []
 
 
@@ -145,8 +153,9 @@ def test_a_flood_of_thousands_of_connections_keeps_nobody_from_an_answer(server:
 
 
 def flood(server: Server, connections: int) -> None:
-    """They are opened all at once and say nothing, or half a head."""
-    before = settled(server)
+    """They are opened all at once and say nothing, or half a head. The second flood finds the room that the first has
+    made: in an API server 3 to 7 KiB for each connection, which malloc keeps.
+    """
 
     async def open_all() -> list[socket.socket]:
         loop = asyncio.get_running_loop()
@@ -155,10 +164,15 @@ def flood(server: Server, connections: int) -> None:
             await loop.sock_sendall(connection, b"GET /live HTTP/1.1\r\nhost: x\r\n")
         return opened
 
-    opened = asyncio.run(open_all())
-    assert len(server.scores(QUERY, DOCUMENTS)) == len(DOCUMENTS)
-    for connection in opened:
-        connection.close()
+    def come_and_leave() -> None:
+        opened = asyncio.run(open_all())
+        assert len(server.scores(QUERY, DOCUMENTS)) == len(DOCUMENTS)
+        for connection in opened:
+            connection.close()
+
+    come_and_leave()
+    before = settled(server)
+    come_and_leave()
     leaves_nothing(server, before)
 
 
@@ -205,23 +219,87 @@ def test_what_nobody_waits_for_is_not_encoded(server: Server) -> None:
     assert server.metric("maxsimd_engine_cancelled") > 0
 
 
+def test_what_was_given_up_while_the_engine_was_stopped_is_not_encoded(server: Server) -> None:
+    """By clients that have hung up, and by deadlines that have passed: of no work is more done than a batch or two.
+
+    What lies in the engine's socket when it goes on may be read a part at a time, and a batch begin with the first.
+    """
+    documents, words, each = 8, 100, 12
+    bodies = [
+        {
+            "query": f"query {number}",
+            "documents": [f"{number} {place} " + "word " * words for place in range(documents)],
+        }
+        for number in range(2 * each)
+    ]
+    names = ("tokens", "answered", "cancelled", "expired")
+    before = {name: server.metric(f"maxsimd_engine_{name}") for name in names}
+    overdue = [as_request(body | {"timeout_ms": 700}) for body in bodies[each:]]
+    statuses = asyncio.run(ask_in_vain(server, "engine", [as_request(body) for body in bodies[:each]], overdue))
+    assert statuses == {503}
+    settled(server)
+    grown = {name: server.metric(f"maxsimd_engine_{name}") - before[name] for name in names}
+    assert grown["tokens"] <= 2 * BATCH_TOKENS < 2 * each * documents * words / 4
+    assert grown["answered"] <= grown["tokens"] / words
+    assert grown["cancelled"] + grown["expired"] >= 2 * each
+    assert wrong_lines(server) == []
+
+
+def test_what_was_given_up_while_the_worker_was_stopped_is_not_scored(server: Server) -> None:
+    """Of texts that are in the store, so that a Score is all that is asked: none of its pairs is scored."""
+    documents, each = [f"document {place} is in the store" for place in range(8)], 12
+    request = {"query": QUERY, "documents": documents}
+    server.scores(QUERY, documents)
+    names = ("pairs", "answered", "cancelled", "expired")
+    before = {name: server.metric(f"maxsimd_worker_{name}") for name in names}
+    overdue = as_request(request | {"timeout_ms": 700})
+    statuses = asyncio.run(ask_in_vain(server, "scorer_worker", [as_request(request)] * each, [overdue] * each))
+    assert statuses == {503}
+    settled(server)
+    grown = {name: server.metric(f"maxsimd_worker_{name}") - before[name] for name in names}
+    assert grown["pairs"] == 0 and grown["answered"] == 0
+    assert grown["cancelled"] + grown["expired"] == 2 * each
+    server.scores(QUERY, documents)
+    assert server.metric("maxsimd_worker_pairs") - before["pairs"] == len(documents)  # so they are counted
+    assert wrong_lines(server) == []
+
+
 def test_requests_that_miss_the_same_texts_have_them_encoded_once(server: Server) -> None:
-    encode_once(server, "which text is the same for all of them", connections=30, times=10)
+    assert miss_once(server, "a document that is the same for all of them", count=400) == 400
 
 
 @pytest.mark.long
-def test_ten_thousand_requests_that_miss_the_same_texts_have_them_encoded_once(server: Server) -> None:
-    encode_once(server, "which text is the same for all ten thousand", connections=100, times=100)
+def test_ten_thousand_requests_that_miss_the_same_texts_have_them_encoded_once(start: Callable[..., Server]) -> None:
+    """In rounds of as many as can be sent while the engine is stopped, each with a document of its own.
+
+    Who may wait long is let in though many wait: what the engine grants is what it can do within a share of that time.
+    """
+    server = start("--api-server-count", "2", "--request-timeout", "300")
+    count = min(10_000, room_for_connections(server))
+    missed = rounds = 0
+    while missed < 10_000:
+        rounds += 1
+        missed += miss_once(server, f"a document that is the same for all of round {rounds}", count)
+        assert rounds < 40, missed
+    assert wrong_lines(server) == []
 
 
-def encode_once(server: Server, query: str, connections: int, times: int) -> None:
-    before = server.metric("maxsimd_engine_texts")
-    request = as_request({"query": query, "documents": [f"{query}? this one. " * 20]})
+def miss_once(server: Server, document: str, count: int) -> int:
+    """Equal requests, all sent while the engine is stopped.
 
-    async def all_at_once() -> list[Counter[int]]:
-        return await asyncio.gather(*(ask_on(server.port, request, times) for _ in range(connections)))
-
-    statuses = sum(asyncio.run(all_at_once()), Counter())
-    assert statuses.total() == connections * times and statuses.keys() <= {200, 429}  # all of the first ones miss it
-    assert statuses[200] > connections * times / 2
-    assert server.metric("maxsimd_engine_texts") - before == 2
+    Returns:
+        How many had missed the document before anything could be encoded. (The others came while it was encoded, or
+        later; for them it was encoded no more than for these.)
+    """
+    (expected,) = server.scores(QUERY, [document], cache_salt="names of their own: nothing that is asked for below")
+    server.scores(QUERY, ["the query is in the store"])
+    names = ("texts", "requests", "answered")
+    before = {name: server.metric(f"maxsimd_engine_{name}") for name in names}
+    together = asyncio.run(miss_together(server, QUERY, document, count))
+    after = {name: server.metric(f"maxsimd_engine_{name}") for name in names}
+    assert together.statuses == {200}
+    assert len(together.scores) == 1 and min(together.scores) == pytest.approx(expected, abs=1e-3)
+    assert after["texts"] - before["texts"] == 1
+    assert together.missed <= after["requests"] - before["requests"] <= count
+    assert after["answered"] - before["answered"] == after["requests"] - before["requests"]
+    return together.missed
