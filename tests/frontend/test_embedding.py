@@ -46,7 +46,7 @@ def test_a_request_for_more_than_an_answer_holds_is_refused_before_anything_is_e
     desk = Desk()
 
     async def test() -> None:
-        result, rows = await embedder_of(desk).embed(task(), TOKENIZER, DIM, lambda result: result.texts[0].rows)
+        _, rows = await embedder_of(desk).embed(task(), TOKENIZER, DIM, lambda result: result.texts[0].rows)
         assert rows == ROWS and len(desk.asked) == 1
         with pytest.raises(RequestFailed, match=f"input: {SIZE + DIM * 4} bytes of embeddings, at most {SIZE}"):
             await embedder_of(desk).embed(task(ROWS + 1), TOKENIZER, DIM, lambda result: None)
