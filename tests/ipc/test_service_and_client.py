@@ -25,23 +25,29 @@ from hypothesis import strategies as st
 
 from ipc.arrays import FrameWriter
 from ipc.client import ServiceClient
-from ipc.codec import encode
+from ipc.codec import decode_to_client, encode
 from ipc.errors import ServiceFailed
 from ipc.messages import (
     IDENTITY_BYTES,
     KEY_BYTES,
+    Cancel,
     Credits,
     ErrorCode,
     Hello,
     Limits,
+    Message,
+    Ready,
     Score,
     Scores,
+    Statistics,
+    Stats,
 )
 from ipc.service import MESSAGES_AT_ONCE, Cancelled, Description, Endpoint, Event, Gone, Request
 from ipc.sockets import bind_router, connect_dealer, make_run_directory, remove_run_directory
 
 Handler = Callable[[Endpoint, Event], None]
 CLIENT = b"someone!"
+IDENTITY = b"i" * IDENTITY_BYTES
 LIMIT = 10.0  # seconds that anything here may take
 
 
@@ -249,6 +255,23 @@ def test_no_service_is_unavailable_at_the_deadline(address: str) -> None:
     asyncio.run(main())
 
 
+def test_who_waits_when_the_client_is_closed_is_told_so(address: str) -> None:
+    """C1."""
+    service = RunningService(address, lambda endpoint, event: None)
+
+    async def main() -> None:
+        async with client_of(address) as client:
+            task = asyncio.create_task(scores_of(client, [b"d" * KEY_BYTES], timeout=10 * LIMIT))
+            await eventually(lambda: any(isinstance(event, Request) for event in service.events))
+        async with asyncio.timeout(LIMIT):
+            with pytest.raises(ServiceFailed) as failed:
+                await task
+        assert failed.value.code is ErrorCode.UNAVAILABLE
+
+    asyncio.run(main())
+    service.stop()
+
+
 def test_credits_bound_what_is_outstanding(address: str) -> None:
     """Requests beyond the granted tokens wait at the client; they go when others are answered."""
     waiting: list[Request] = []
@@ -357,6 +380,114 @@ def test_garbage_on_the_real_socket_does_not_stop_the_service(seed: int) -> None
         context.term()
         service.stop()
         remove_run_directory(path)
+
+
+@contextlib.contextmanager
+def endpoint_and_socket(address: str) -> Iterator[tuple[Endpoint, zmq.Socket[bytes]]]:
+    """An endpoint that has its turns when a test says so, and the socket of a client that has said Hello."""
+    endpoint = Endpoint(address, describe(), dict, time.monotonic)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = connect_dealer(context, address, IDENTITY)
+    socket.send_multipart(encode(Hello(1)))
+    try:
+        yield endpoint, socket
+    finally:
+        socket.close(0)
+        context.term()
+        endpoint.close()
+
+
+def turns_until(
+    endpoint: Endpoint, socket: zmq.Socket[bytes], kind: type[Message]
+) -> tuple[list[Event], list[Message]]:
+    """What happened at the endpoint, and what the client got, up to a message of a kind."""
+    events: list[Event] = []
+    messages: list[Message] = []
+    end = time.monotonic() + LIMIT
+    while not any(isinstance(message, kind) for message in messages):
+        assert time.monotonic() < end
+        events += endpoint.receive()
+        while socket.poll(1):
+            messages.append(decode_to_client([memoryview(part) for part in socket.recv_multipart()])[0])
+    return events, messages
+
+
+def send_request(endpoint: Endpoint, socket: zmq.Socket[bytes], number: int) -> None:
+    message, writer = ask([b"d" * KEY_BYTES])
+    mine = msgspec.structs.replace(message, epoch=endpoint.epoch, request_id=number)
+    socket.send_multipart(encode(mine, writer.frames))
+
+
+def test_a_request_that_comes_twice_is_yielded_once_and_answered_once(address: str) -> None:
+    """E1: a client that was reconnected sends again what it has no answer to."""
+    with endpoint_and_socket(address) as (endpoint, socket):
+        turns_until(endpoint, socket, Ready)
+        for number in (7, 7, 8):
+            send_request(endpoint, socket, number)
+        socket.send_multipart(encode(Stats(1)))
+        events, _ = turns_until(endpoint, socket, Statistics)
+        assert [event.name for event in events if isinstance(event, Request)] == [(IDENTITY, 7), (IDENTITY, 8)]
+        for event in (events[0], events[0], events[1]):
+            answer_with_key_sum(endpoint, event)
+        endpoint.fail((IDENTITY, 7), ErrorCode.INTERNAL, "once more")
+        socket.send_multipart(encode(Stats(2)))
+        _, messages = turns_until(endpoint, socket, Statistics)
+        assert [message.request_id for message in messages if isinstance(message, Scores)] == [7, 8]
+        assert len(messages) == 3
+
+
+def test_a_cancelled_request_is_not_answered(address: str) -> None:
+    """E1."""
+    with endpoint_and_socket(address) as (endpoint, socket):
+        turns_until(endpoint, socket, Ready)
+        send_request(endpoint, socket, 7)
+        for _ in range(2):
+            socket.send_multipart(encode(Cancel(7)))
+        socket.send_multipart(encode(Stats(1)))
+        (request, cancelled), _ = turns_until(endpoint, socket, Statistics)
+        assert cancelled == Cancelled((IDENTITY, 7))
+        answer_with_key_sum(endpoint, request)
+        socket.send_multipart(encode(Stats(2)))
+        assert len(turns_until(endpoint, socket, Statistics)[1]) == 1
+
+
+def test_a_client_that_takes_no_answers_is_dropped_and_nobody_waits_for_it(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E2: its queue and the kernel's are full at some time, and its requests end then."""
+    monkeypatch.setattr("ipc.sockets.HIGH_WATER_MARK", 4)
+    with endpoint_and_socket(address) as (endpoint, socket):
+        turns_until(endpoint, socket, Ready)
+        events: list[Event] = []
+        for number in range(1000):
+            send_request(endpoint, socket, number)
+            endpoint.wait(LIMIT)
+            events += endpoint.receive()
+            large = Statistics(number, {"x" * 100_000: 0.0})
+            endpoint.answer((IDENTITY, number), large)
+            if endpoint.dropped_clients:
+                break
+        assert endpoint.dropped_clients == 1
+        assert not any(isinstance(event, Gone) for event in events)
+        send_request(endpoint, socket, 5000)  # in vain: it has to say Hello first
+        endpoint.wait(LIMIT)
+        assert list(endpoint.receive()) == [Gone(IDENTITY)]
+
+
+def test_a_client_that_has_gone_is_dropped_when_it_is_answered(address: str) -> None:
+    """E2."""
+    with endpoint_and_socket(address) as (endpoint, socket):
+        turns_until(endpoint, socket, Ready)
+        send_request(endpoint, socket, 7)
+        endpoint.wait(LIMIT)
+        (request,) = endpoint.receive()
+        socket.close(0)
+        end = time.monotonic() + LIMIT
+        while not endpoint.dropped_clients:  # the system may take a moment to tell us
+            assert time.monotonic() < end
+            endpoint._peers[IDENTITY].live.add(7)
+            answer_with_key_sum(endpoint, request)
+        assert list(endpoint.receive()) == [Gone(IDENTITY)]
 
 
 def test_a_client_that_never_stops_leaves_the_service_its_turns(address: str) -> None:

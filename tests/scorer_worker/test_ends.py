@@ -18,7 +18,7 @@ from engine.encoder_thread import EncoderThread
 from engine.text_rules import TextRules
 from ipc.arrays import FrameWriter
 from ipc.codec import decode_to_service, encode
-from ipc.messages import IDENTITY_BYTES, KEY_BYTES, Encode, Encoded, ErrorCode, Failed, Scores
+from ipc.messages import IDENTITY_BYTES, KEY_BYTES, Encode, Encoded, ErrorCode, Failed, Missing, Scores
 from ipc.running import RequestName, RunningFile
 from ipc.service import Cancelled, Endpoint, Gone, Request
 from scorer_worker.arena import Arena
@@ -26,7 +26,7 @@ from scorer_worker.batcher import Batcher
 from scorer_worker.hosted_encoder import HostedEncoder
 from scorer_worker.jobs import JobState
 from scorer_worker.scorer import Scorer
-from scorer_worker.store import Entry, EntryState, NewEntry
+from scorer_worker.store import ROW_GRAIN, Entry, EntryState, NewEntry
 from scorer_worker.worker import Worker
 from tests.scorer_worker.running_worker import CLIENT, DIM
 from tests.scorer_worker.test_hosted_encoder import Instant
@@ -212,6 +212,24 @@ def test_an_encode_that_is_overdue_is_told_so(worker: Worker, desk: OpenDesk, mo
     monkeypatch.setattr("scorer_worker.worker.time.monotonic", lambda: now + 1000.0)
     worker.turn()
     assert desk.failures == {name: ErrorCode.DEADLINE_EXCEEDED}
+
+
+def test_a_job_that_is_in_its_own_way_has_the_store_cleared(worker: Worker, desk: OpenDesk) -> None:
+    """S5: a text that needs a run of slabs, with texts that lie in every run there is; nobody else holds anything."""
+    directory = worker._directory
+    num_texts = directory.capacity_rows // ROW_GRAIN
+    keys = [b"%d" % number for number in range(num_texts)]
+    for key in keys:
+        admitted = directory.admit([], [NewEntry(key.ljust(KEY_BYTES, b"."), ROW_GRAIN, 0)])
+        assert admitted is not None
+        directory.fill(admitted[0])
+        directory.unpin(admitted)
+    few = keys[:: num_texts // 32]
+    rows = directory.max_job_rows - ROW_GRAIN * len(few)
+    name = desk._come(1, *score_message([b"long", *few], 1, {0: [unit(0)] * rows}), CLIENT)
+    until_answered(worker, desk, name)
+    assert isinstance(desk.answers[name], Missing), "they have gone with all others"
+    directory.check_integrity()
 
 
 class Died(Exception):
