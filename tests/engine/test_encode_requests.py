@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -38,7 +39,7 @@ class Desk:
         assert name not in self.answers, "answered twice"
         self.answers[name] = message
         if isinstance(message, Encoded):
-            values = memoryview(frames[message.embeddings.frame - 1]).cast("B").cast("f").tolist()
+            values = array("f", memoryview(frames[message.embeddings.frame - 1]).cast("B").tobytes()).tolist()
             self.rows[name] = [values[start : start + DIM] for start in range(0, len(values), DIM)]
 
     def fail(

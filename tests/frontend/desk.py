@@ -23,6 +23,7 @@ class Desk:
 
     Args:
         misses: key -> whether the store lacks it; what is supplied it has.
+        holds: message -> whether it is not to be answered yet.
     """
 
     name = "desk"
@@ -33,11 +34,13 @@ class Desk:
         part_pairs: int = 2048,
         misses: Callable[[bytes], bool] = lambda key: False,
         hosts_encoder: bool = False,
+        holds: Callable[[Score | Encode], bool] = lambda message: False,
     ) -> None:
         limits = Limits(65_536, 2**26, 65_536, row_grain=16, part_pairs=part_pairs)
         ready = Ready(PROTOCOL_VERSION, 1, b"f" * 16, DIM, limits, CREDITS, hosts_encoder=hosts_encoder)
         self.service = Service(ready, SPEC, TOKENIZER_JSON)
         self.misses = misses
+        self.holds = holds
         self.asked: list[tuple[Score | Encode, list[bytes]]] = []  # with its keys
         self.most = 0  # at once
         self._held = 0
@@ -54,6 +57,8 @@ class Desk:
         self.asked.append((read, keys))
         self._held += 1
         self.most = max(self.most, self._held)
+        while self.holds(read):
+            await asyncio.sleep(0)
         for _ in range(PAUSES):
             await asyncio.sleep(0)
         self._held -= 1

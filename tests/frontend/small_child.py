@@ -40,6 +40,14 @@ def is_gone(pid: int) -> bool:
     return False
 
 
+def is_dead(pid: int) -> bool:
+    """Whether it has ended; it may not have been reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def main() -> None:
     child = Child("small-child")
     if STANDS_BY in os.environ:

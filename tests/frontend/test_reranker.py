@@ -11,10 +11,10 @@ from typing import cast
 import pytest
 
 from frontend.ranking import EmbeddingsInput, Input, RankingTask, TextInput
-from frontend.reranker import PARTS_IN_FLIGHT, Reranker
+from frontend.reranker import Reranker
 from frontend.tokenizer import StatelessTokenizer, TokenizedTexts
 from ipc.client import ServiceClient
-from ipc.messages import KEY_BYTES, Encode, Role
+from ipc.messages import KEY_BYTES, Encode, Role, Score
 from tests.frontend.desk import DIM, Desk, with_model
 
 LIMIT = 30.0  # seconds that anything here may take
@@ -47,7 +47,7 @@ def test_a_request_has_few_parts_on_their_way_however_many_it_is() -> None:
         await with_model(reranker, worker)
         result = await reranker.score(task(text(0), [text(number) for number in range(1, 100)]))
         assert len(result.scores) == 99 and len(worker.asked) == 10
-        assert worker.most == PARTS_IN_FLIGHT
+        assert worker.most == 2
         reranker.close()
 
     run(test())
@@ -96,8 +96,13 @@ def test_no_text_is_tokenised_twice_and_no_query_encoded_twice_for_a_request(
         def misses(key: bytes) -> bool:
             return key in lost or len(worker.asked) > scores_before_all_is_lost
 
+        def holds(message: Score | Encode) -> bool:
+            """A part that brings but the query comes first, then one that brings documents too: until it has."""
+            roles = [other.role for other, _ in engine.asked if isinstance(other, Encode)] if engine is not None else []
+            return isinstance(message, Encode) and message.role == "query" and "document" not in roles
+
         worker = Desk(7, misses, hosts_encoder=not has_engine)
-        engine = Desk() if has_engine else None
+        engine = Desk(holds=holds) if has_engine else None
         reranker = reranker_of(worker, engine)
         await with_model(reranker, worker)
         result = await reranker.score(task(text(0), documents))

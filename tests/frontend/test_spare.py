@@ -16,7 +16,7 @@ import pytest
 from frontend.process import kill
 from frontend.spare import Spare
 from frontend.supervisor import Supervisor
-from tests.frontend.small_child import MODULE, environment, is_gone, launch_of
+from tests.frontend.small_child import MODULE, environment, is_dead, is_gone, launch_of
 
 LIMIT = 30.0  # seconds that anything here may take
 LAUNCH = launch_of(patience=60.0)
@@ -77,6 +77,22 @@ def test_who_asks_gets_the_process_that_stands_by() -> None:
     asyncio.run(run())
 
 
+def test_who_asks_gets_a_new_process_where_the_one_that_stands_by_has_just_died() -> None:
+    """SP1: before anybody has noticed."""
+
+    async def run() -> None:
+        async with standing() as made:
+            pid = await made.until_it_stands_by()
+            os.kill(pid, signal.SIGKILL)
+            while not is_dead(pid):
+                pass
+            process = await made.spare.start(LAUNCH)
+            assert process.pid != pid and process.returncode is None and is_gone(pid)
+            await end(process)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("is_born", [True, False], ids=["stands-by", "is-still-importing"])
 def test_who_asks_gets_a_new_process_where_the_one_that_stands_by_hangs(
     is_born: bool, monkeypatch: pytest.MonkeyPatch
@@ -125,16 +141,28 @@ def test_who_asks_gets_a_new_process_where_the_one_that_stands_by_dies_as_it_is_
     asyncio.run(run())
 
 
-def test_one_that_dies_while_it_stands_by_is_followed_by_another_and_there_is_never_a_second() -> None:
-    """SP1 and SP3, however often one is wanted."""
+def test_however_often_one_is_wanted_there_is_one() -> None:
+    """SP3."""
 
     async def run() -> None:
         async with standing() as made:
             first = await made.until_it_stands_by()
             for _ in range(3):
                 made.spare.want()
-                await asyncio.sleep(0)
+                for _ in range(10):
+                    await asyncio.sleep(0)
                 assert made.pid == first
+        assert made.lines.empty()
+
+    asyncio.run(run())
+
+
+def test_one_that_dies_while_it_stands_by_is_followed_by_another() -> None:
+    """SP1."""
+
+    async def run() -> None:
+        async with standing() as made:
+            first = await made.until_it_stands_by()
             os.kill(first, signal.SIGKILL)
             assert await made.lines.get() == "spare: killed by signal 9 while it stood by; another one follows"
             second = await made.until_it_stands_by()
@@ -162,7 +190,10 @@ def test_it_ends_with_the_launch(is_born: bool) -> None:
     asyncio.run(run())
 
 
-def test_one_in_promotion_ends_with_the_launch() -> None:
+def test_one_in_promotion_ends_with_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SP3: at once, not when it has had its time to answer."""
+    monkeypatch.setattr("frontend.spare.PROMOTION_LIMIT", 10 * LIMIT)
+
     async def run() -> None:
         async with standing() as made:
             pid = await made.until_it_stands_by()

@@ -16,6 +16,7 @@ import weakref
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -88,7 +89,7 @@ class RunningService:
         self._handler = handler
         self._address = address
         self._description = description or describe()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)  # a test that fails must not keep it
         self._thread.start()
         assert self._started.wait(LIMIT)
 
@@ -143,7 +144,8 @@ def ask(documents: list[bytes], payload: int = 0) -> tuple[Score, FrameWriter]:
 
 async def scores_of(client: ServiceClient, documents: list[bytes], timeout: float = LIMIT) -> list[float]:
     message, writer = ask(documents)
-    answer, frames = await client.request(message, writer.frames, asyncio.get_running_loop().time() + timeout)
+    async with asyncio.timeout(timeout + LIMIT):
+        answer, frames = await client.request(message, writer.frames, asyncio.get_running_loop().time() + timeout)
     assert isinstance(answer, Scores)
     return list(frames[answer.scores.frame - 1].cast("f"))
 
@@ -272,34 +274,138 @@ def test_who_waits_when_the_client_is_closed_is_told_so(address: str) -> None:
     service.stop()
 
 
-def test_credits_bound_what_is_outstanding(address: str) -> None:
-    """Requests beyond the granted tokens wait at the client; they go when others are answered."""
-    waiting: list[Request] = []
-    most = 0
+def test_a_second_answer_harms_nobody(address: str) -> None:
+    """C1: it is there before whoever waits for the first has had its turn."""
+    have_come = threading.Event()
 
-    def hold_two(endpoint: Endpoint, event: Event) -> None:
-        nonlocal most
+    def answer_twice(endpoint: Endpoint, event: Event) -> None:
+        answer_with_key_sum(endpoint, event)
         if isinstance(event, Request):
-            waiting.append(event)
-            most = max(most, len(waiting))
-        if len(waiting) == 2:
-            for request in waiting:
-                answer_with_key_sum(endpoint, request)
-            waiting.clear()
+            endpoint._peers[event.name[0]].live.add(event.name[1])
+            answer_with_key_sum(endpoint, event)
+            have_come.set()
 
-    service = RunningService(address, hold_two, describe(Credits(bytes=2**20, tokens=20)))
+    service = RunningService(address, answer_twice)
+
+    async def main() -> None:
+        problems: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+        async with client_of(address) as client:
+            await client.wait_ready(LIMIT)
+            for number in (1, 2):
+                task = asyncio.create_task(scores_of(client, [bytes([number]) * KEY_BYTES]))
+                await asyncio.sleep(0)
+                assert have_come.wait(LIMIT)  # nothing else runs here meanwhile
+                have_come.clear()
+                assert await task == [16.0 * number]
+        assert not problems
+
+    asyncio.run(main())
+    service.stop()
+
+
+def test_a_client_that_was_dropped_sends_again_what_it_has_no_answer_to(address: str) -> None:
+    """C1: the service has forgotten its requests, and tells it so by another session."""
+    has_dropped = False
+
+    def drop_at_first(endpoint: Endpoint, event: Event) -> None:
+        nonlocal has_dropped
+        if has_dropped:
+            answer_with_key_sum(endpoint, event)
+        elif isinstance(event, Request):
+            endpoint._drop(event.name[0])
+            has_dropped = True
+
+    service = RunningService(address, drop_at_first)
 
     async def main() -> None:
         async with client_of(address) as client:
-            deadline = asyncio.get_running_loop().time() + LIMIT
-            requests = [ask([b"d" * KEY_BYTES]) for _ in range(10)]
-            await asyncio.gather(
-                *(client.request(message, writer.frames, deadline, tokens=10) for message, writer in requests)
-            )
+            assert await scores_of(client, [b"\1" * KEY_BYTES]) == [16.0]
+            assert client.replays == 1
 
     asyncio.run(main())
-    assert most == 2
     service.stop()
+
+
+def test_what_was_sent_to_the_service_of_before_is_sent_again(address: str) -> None:
+    """C1: it comes to the successor before its first Ready comes here; that one says STALE_EPOCH."""
+    service = RunningService(address, answer_with_key_sum)
+
+    async def main() -> None:
+        async with client_of(address) as client:
+            await client.wait_ready(LIMIT)
+            service.endpoint.epoch += 1
+            assert await scores_of(client, [b"\1" * KEY_BYTES]) == [16.0]
+            assert client.replays == 1
+
+    asyncio.run(main())
+    service.stop()
+
+
+def test_nothing_is_left_of_what_has_ended(address: str) -> None:
+    """C2: answered, overdue, cancelled, or never sent."""
+    service = RunningService(address, lambda endpoint, event: None, describe(Credits(bytes=1000, tokens=10)))
+
+    async def main() -> None:
+        async with client_of(address) as client:
+            await client.wait_ready(LIMIT)
+            assert await client.statistics(LIMIT) == {"events": 0.0}
+            for _ in range(2):
+                with pytest.raises(ServiceFailed):
+                    await scores_of(client, [b"d" * KEY_BYTES], timeout=0.05)
+                task = asyncio.create_task(scores_of(client, [b"d" * KEY_BYTES]))
+                await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            await asyncio.to_thread(service.stop)
+            with pytest.raises(ServiceFailed):
+                await client.statistics(0.05)
+            with pytest.raises(ServiceFailed):
+                await scores_of(client, [b"d" * KEY_BYTES], timeout=0.05)
+            assert not client._outstanding and not client._statistics
+            assert (client._used_bytes, client._used_tokens) == (0, 0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "capacity",
+    [
+        pytest.param(Credits(bytes=2**20, tokens=29), id="tokens"),
+        pytest.param(Credits(bytes=3 * 2 * KEY_BYTES - 1, tokens=1000), id="bytes"),
+    ],
+)
+def test_credits_bound_what_is_outstanding(address: str, capacity: Credits) -> None:
+    """There are enough for two requests; those beyond wait at the client, and go when others are answered."""
+    endpoint = Endpoint(address, describe(capacity), dict, time.monotonic)
+    held: list[Event] = []
+    most = 0
+
+    async def serve_until(done: asyncio.Future[Any]) -> None:
+        while not done.done():
+            held.extend(endpoint.receive())
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        nonlocal most
+        async with client_of(address) as client:
+            await serve_until(asyncio.create_task(client.wait_ready(LIMIT)))
+            deadline = asyncio.get_running_loop().time() + LIMIT
+            asked = [ask([b"d" * KEY_BYTES]) for _ in range(10)]
+            requests = [client.request(message, writer.frames, deadline, tokens=10) for message, writer in asked]
+            answered = asyncio.gather(*requests)
+            while not answered.done():
+                # what was sent before it is there when it is answered
+                await serve_until(asyncio.create_task(client.statistics(LIMIT)))
+                most = max(most, len(held))
+                for event in held:
+                    answer_with_key_sum(endpoint, event)
+                held.clear()
+            await answered
+
+    asyncio.run(main())
+    endpoint.close()
+    assert most == 2
 
 
 def test_capacity_beyond_what_a_message_can_say_is_granted_as_far_as_it_can(address: str) -> None:

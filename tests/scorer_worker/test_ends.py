@@ -113,7 +113,7 @@ def is_being_scored(worker: Worker, desk: OpenDesk) -> RequestName:
     return name
 
 
-STATES = {
+STATES: dict[Callable[[Worker, OpenDesk], RequestName], JobState] = {
     waits_for_room: JobState.WAITING,
     waits_for_the_encoder: JobState.ENCODING,
     is_being_encoded: JobState.ENCODING,
@@ -262,6 +262,12 @@ def test_a_request_that_ends_the_worker_is_known_to_the_next_one(
     successor = RunningFile(tmp_path / "running")
     identity, number = name
     assert successor.deaths((identity.ljust(IDENTITY_BYTES, b"\0"), number)) == len(successor) == 1
+
+
+def test_a_request_that_waits_is_no_suspect(worker: Worker, desk: OpenDesk, tmp_path: Path) -> None:
+    """W4: nothing is done for it."""
+    waits_for_room(worker, desk)
+    assert len(RunningFile(tmp_path / "running")) == 0
 
 
 def test_a_request_that_was_answered_is_no_suspect(worker: Worker, desk: OpenDesk, tmp_path: Path) -> None:

@@ -178,8 +178,9 @@ def test_room_comes_back_only_after_the_device_is_done() -> None:
     """S3: every slab is in use by a launched operation; nothing is handed out before it has completed."""
     directory = StoreDirectory(TOTAL_ROWS, SLAB_ROWS)
     entries = [admit(directory, number, SLAB_ROWS, keep=False) for number in range(12)]
-    ticket = directory.launched()
+    earlier, ticket = directory.launched(), directory.launched()
     directory.unpin(entries)
+    directory.completed(earlier)
     assert directory.statistics().retired_rows == TOTAL_ROWS
     assert directory.admit([], [NewEntry(key(100), 16, 0)]) is None
     directory.check_integrity()
