@@ -322,6 +322,7 @@ def test_a_client_that_was_dropped_sends_again_what_it_has_no_answer_to(address:
         async with client_of(address) as client:
             assert await scores_of(client, [b"\1" * KEY_BYTES]) == [16.0]
             assert client.replays == 1
+            assert (client._used_bytes, client._used_tokens) == (0, 0), "C3: what is sent again counts once"
 
     asyncio.run(main())
     service.stop()
