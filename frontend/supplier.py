@@ -55,6 +55,7 @@ class Supplier:
         self._dim = dim
         self._deadline = deadline
         self._timings = timings
+        self._tokenising: dict[int, asyncio.Event] = {}  # by text; set when it is over
         self._queries: dict[int, EncodedText] = {}
         self._query_lock = asyncio.Lock()
         self.encoded_tokens = 0
@@ -66,9 +67,14 @@ class Supplier:
             RequestFailed: a text is too long and may not be cut.
             ServiceFailed: UNAVAILABLE, there is no tokenizer.
         """
-        texts = [i for i in sorted(supply) if i not in self._texts.tokenized and i not in self._texts.by_value]
-        for role in get_args(Role):
-            await self._tokenise(role, [i for i in texts if self._texts.role(i) == role])
+        left = [i for i in sorted(supply) if i not in self._texts.tokenized and i not in self._texts.by_value]
+        while left:
+            own = [i for i in left if i not in self._tokenising]
+            if own:
+                await self._tokenise_own(own)
+            else:  # another part has them done, or fails; then this one says so too
+                await self._tokenising[left[0]].wait()
+            left = [i for i in left if i not in self._texts.tokenized]
 
     async def supply(
         self, supply: set[int], order: list[int], writer: FrameWriter
@@ -103,6 +109,18 @@ class Supplier:
         encoded = await run_all([self._encode_queries(queries), self._encode("document", documents)])
         supplied.append(self._embeddings(encoded[0] | encoded[1], places, writer))
         return supplied
+
+    async def _tokenise_own(self, texts: list[int]) -> None:
+        """Tokenise texts that no other part is having tokenised just now (R3)."""
+        is_over = asyncio.Event()
+        self._tokenising |= dict.fromkeys(texts, is_over)
+        try:
+            for role in get_args(Role):
+                await self._tokenise(role, [i for i in texts if self._texts.role(i) == role])
+        finally:
+            for text in texts:
+                del self._tokenising[text]
+            is_over.set()
 
     async def _tokenise(self, role: Role, texts: list[int]) -> None:
         if not texts:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from frontend.restart_policy import FIRST_BACKOFF, MAX_EARLY_DEATHS, GiveUp, RestartPolicy, StartAgain
 from frontend.supervisor import PATIENCE, Launch, StartFailed, Supervisor
-from ipc.child import EXIT_USAGE, Alive, Status, Up
+from ipc.child import EXIT_USAGE, Alive, Broken, Status, Up
 from tests.frontend.fake_clock import run_on_fake_clock
 
 STARTUP_TIMEOUT = 120.0
@@ -37,6 +37,8 @@ class Fate:
     life: float | None = None  # seconds that it is up; None: it never is
     code: int = -9
     is_silent: bool = False  # it does not end by itself: it hangs, and has to be found
+    patience: float = PATIENCE  # that it asks for once it is up
+    broken: Broken | None = None  # its last words
 
 
 HEALTHY = Fate(life=float("inf"))
@@ -67,11 +69,14 @@ class FakeProcess:
         await asyncio.sleep(fate.seconds)
         if fate.life is not None:
             self.say(Up())
-            left = fate.life
+            self.say(Alive(fate.patience))
+            left, beat = fate.life, 0.9 * fate.patience
             while left > 0:
-                await asyncio.sleep(min(BEAT, left))
-                left -= BEAT
-                self.say(Alive(PATIENCE))
+                await asyncio.sleep(min(beat, left))
+                left -= beat
+                self.say(Alive(fate.patience))
+        if fate.broken is not None:
+            self.say(fate.broken)
         if not fate.is_silent:
             self.end(fate.code)
 
@@ -171,6 +176,15 @@ def documented_exit(fates: Sequence[Fate]) -> int | None:
     return None
 
 
+def documented_waits(fates: Sequence[Fate]) -> list[float]:
+    """The seconds from each death of such a child to its next start."""
+    early, waits = 0, []
+    for fate in fates:
+        early = 0 if fate.life is not None else early + 1
+        waits.append(0.1 * 2**early if early else 0.0)
+    return waits
+
+
 def longest_of(fates: Sequence[Fate]) -> float:
     """By when these fates are over, and a healthy child is up."""
     each = max(STARTUP_TIMEOUT, 2 * LONGEST + PATIENCE) + LONGEST_BACKOFF
@@ -184,13 +198,52 @@ def test_launch_ends_with_everything_up_or_with_the_documented_exit(fates: list[
         found = await launch(children, max(map(longest_of, fates)))
         expected = {documented_exit(each) for each in fates}
         assert found in expected and (found is not None or expected == {None})
-        for child in children:
+        for child, own in zip(children, fates, strict=True):
             waits = [start - death for death, start in zip(child.deaths, child.starts[1:], strict=False)]
-            assert all(0 <= wait <= LONGEST_BACKOFF + 1e-6 for wait in waits)
+            assert waits == pytest.approx(documented_waits(own)[: len(waits)], abs=1e-6)
             assert len(child.starts) <= len(child.deaths) + 1
 
     with patch("frontend.supervisor.kill", lambda process: process.end(-9)):
         run_on_fake_clock(play())
+
+
+@pytest.mark.parametrize(
+    ("fate", "seconds"),
+    [
+        pytest.param(Fate(is_silent=True), STARTUP_TIMEOUT, id="never-up"),
+        pytest.param(Fate(3.0, life=0.0, is_silent=True), 3.0 + PATIENCE, id="silent"),
+        pytest.param(Fate(3.0, 0.0, is_silent=True, patience=5 * PATIENCE), 3.0 + 5 * PATIENCE, id="silent-and-busy"),
+        pytest.param(Fate(3.0, 40 * PATIENCE, patience=5 * PATIENCE), 3.0 + 40 * PATIENCE, id="busy-not-silent"),
+    ],
+)
+def test_who_is_silent_is_killed_when_its_patience_is_over_and_not_before(fate: Fate, seconds: float) -> None:
+    async def play() -> list[float]:
+        child = Child("worker", [fate])
+        assert await launch([child], LONGEST + 50 * PATIENCE + STARTUP_TIMEOUT) is None
+        return child.deaths[:1]
+
+    with patch("frontend.supervisor.kill", lambda process: process.end(-9)):
+        assert run_on_fake_clock(play()) == pytest.approx([seconds])
+
+
+@pytest.mark.parametrize(
+    ("broken", "exit_code", "message"),
+    [
+        pytest.param(Broken("no such model", retry=False), 2, "worker: no such model", id="settings"),
+        pytest.param(
+            Broken("no memory"), 1, "worker: died 5 times before it was ready; last: no memory", id="five-times"
+        ),
+    ],
+)
+def test_a_launch_that_ends_says_with_which_child_and_why(broken: Broken, exit_code: int, message: str) -> None:
+    async def play() -> StartFailed:
+        with pytest.raises(StartFailed) as failed:
+            await Child("worker", [Fate(code=1, broken=broken)] * MAX_EARLY_DEATHS).supervisor.run()
+        return failed.value
+
+    with patch("frontend.supervisor.kill", lambda process: process.end(-9)):
+        failure = run_on_fake_clock(play())
+    assert (str(failure), failure.exit_code) == (message, exit_code)
 
 
 @given(st.lists(st.booleans(), max_size=30))

@@ -16,6 +16,7 @@ import weakref
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,23 +26,29 @@ from hypothesis import strategies as st
 
 from ipc.arrays import FrameWriter
 from ipc.client import ServiceClient
-from ipc.codec import encode
+from ipc.codec import decode_to_client, encode
 from ipc.errors import ServiceFailed
 from ipc.messages import (
     IDENTITY_BYTES,
     KEY_BYTES,
+    Cancel,
     Credits,
     ErrorCode,
     Hello,
     Limits,
+    Message,
+    Ready,
     Score,
     Scores,
+    Statistics,
+    Stats,
 )
 from ipc.service import MESSAGES_AT_ONCE, Cancelled, Description, Endpoint, Event, Gone, Request
 from ipc.sockets import bind_router, connect_dealer, make_run_directory, remove_run_directory
 
 Handler = Callable[[Endpoint, Event], None]
 CLIENT = b"someone!"
+IDENTITY = b"i" * IDENTITY_BYTES
 LIMIT = 10.0  # seconds that anything here may take
 
 
@@ -82,7 +89,7 @@ class RunningService:
         self._handler = handler
         self._address = address
         self._description = description or describe()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)  # a test that fails must not keep it
         self._thread.start()
         assert self._started.wait(LIMIT)
 
@@ -137,7 +144,8 @@ def ask(documents: list[bytes], payload: int = 0) -> tuple[Score, FrameWriter]:
 
 async def scores_of(client: ServiceClient, documents: list[bytes], timeout: float = LIMIT) -> list[float]:
     message, writer = ask(documents)
-    answer, frames = await client.request(message, writer.frames, asyncio.get_running_loop().time() + timeout)
+    async with asyncio.timeout(timeout + LIMIT):
+        answer, frames = await client.request(message, writer.frames, asyncio.get_running_loop().time() + timeout)
     assert isinstance(answer, Scores)
     return list(frames[answer.scores.frame - 1].cast("f"))
 
@@ -249,34 +257,156 @@ def test_no_service_is_unavailable_at_the_deadline(address: str) -> None:
     asyncio.run(main())
 
 
-def test_credits_bound_what_is_outstanding(address: str) -> None:
-    """Requests beyond the granted tokens wait at the client; they go when others are answered."""
-    waiting: list[Request] = []
-    most = 0
-
-    def hold_two(endpoint: Endpoint, event: Event) -> None:
-        nonlocal most
-        if isinstance(event, Request):
-            waiting.append(event)
-            most = max(most, len(waiting))
-        if len(waiting) == 2:
-            for request in waiting:
-                answer_with_key_sum(endpoint, request)
-            waiting.clear()
-
-    service = RunningService(address, hold_two, describe(Credits(bytes=2**20, tokens=20)))
+def test_who_waits_when_the_client_is_closed_is_told_so(address: str) -> None:
+    """C1."""
+    service = RunningService(address, lambda endpoint, event: None)
 
     async def main() -> None:
         async with client_of(address) as client:
-            deadline = asyncio.get_running_loop().time() + LIMIT
-            requests = [ask([b"d" * KEY_BYTES]) for _ in range(10)]
-            await asyncio.gather(
-                *(client.request(message, writer.frames, deadline, tokens=10) for message, writer in requests)
-            )
+            task = asyncio.create_task(scores_of(client, [b"d" * KEY_BYTES], timeout=10 * LIMIT))
+            await eventually(lambda: any(isinstance(event, Request) for event in service.events))
+        async with asyncio.timeout(LIMIT):
+            with pytest.raises(ServiceFailed) as failed:
+                await task
+        assert failed.value.code is ErrorCode.UNAVAILABLE
 
     asyncio.run(main())
-    assert most == 2
     service.stop()
+
+
+def test_a_second_answer_harms_nobody(address: str) -> None:
+    """C1: it is there before whoever waits for the first has had its turn."""
+    have_come = threading.Event()
+
+    def answer_twice(endpoint: Endpoint, event: Event) -> None:
+        answer_with_key_sum(endpoint, event)
+        if isinstance(event, Request):
+            endpoint._peers[event.name[0]].live.add(event.name[1])
+            answer_with_key_sum(endpoint, event)
+            have_come.set()
+
+    service = RunningService(address, answer_twice)
+
+    async def main() -> None:
+        problems: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+        async with client_of(address) as client:
+            await client.wait_ready(LIMIT)
+            for number in (1, 2):
+                task = asyncio.create_task(scores_of(client, [bytes([number]) * KEY_BYTES]))
+                await asyncio.sleep(0)
+                assert have_come.wait(LIMIT)  # nothing else runs here meanwhile
+                have_come.clear()
+                assert await task == [16.0 * number]
+        assert not problems
+
+    asyncio.run(main())
+    service.stop()
+
+
+def test_a_client_that_was_dropped_sends_again_what_it_has_no_answer_to(address: str) -> None:
+    """C1: the service has forgotten its requests, and tells it so by another session."""
+    has_dropped = False
+
+    def drop_at_first(endpoint: Endpoint, event: Event) -> None:
+        nonlocal has_dropped
+        if has_dropped:
+            answer_with_key_sum(endpoint, event)
+        elif isinstance(event, Request):
+            endpoint._drop(event.name[0])
+            has_dropped = True
+
+    service = RunningService(address, drop_at_first)
+
+    async def main() -> None:
+        async with client_of(address) as client:
+            assert await scores_of(client, [b"\1" * KEY_BYTES]) == [16.0]
+            assert client.replays == 1
+            assert (client._used_bytes, client._used_tokens) == (0, 0), "C3: what is sent again counts once"
+
+    asyncio.run(main())
+    service.stop()
+
+
+def test_what_was_sent_to_the_service_of_before_is_sent_again(address: str) -> None:
+    """C1: it comes to the successor before its first Ready comes here; that one says STALE_EPOCH."""
+    service = RunningService(address, answer_with_key_sum)
+
+    async def main() -> None:
+        async with client_of(address) as client:
+            await client.wait_ready(LIMIT)
+            service.endpoint.epoch += 1
+            assert await scores_of(client, [b"\1" * KEY_BYTES]) == [16.0]
+            assert client.replays == 1
+
+    asyncio.run(main())
+    service.stop()
+
+
+def test_nothing_is_left_of_what_has_ended(address: str) -> None:
+    """C2: answered, overdue, cancelled, or never sent."""
+    service = RunningService(address, lambda endpoint, event: None, describe(Credits(bytes=1000, tokens=10)))
+
+    async def main() -> None:
+        async with client_of(address) as client:
+            await client.wait_ready(LIMIT)
+            assert await client.statistics(LIMIT) == {"events": 0.0}
+            for _ in range(2):
+                with pytest.raises(ServiceFailed):
+                    await scores_of(client, [b"d" * KEY_BYTES], timeout=0.05)
+                task = asyncio.create_task(scores_of(client, [b"d" * KEY_BYTES]))
+                await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            await asyncio.to_thread(service.stop)
+            with pytest.raises(ServiceFailed):
+                await client.statistics(0.05)
+            with pytest.raises(ServiceFailed):
+                await scores_of(client, [b"d" * KEY_BYTES], timeout=0.05)
+            assert not client._outstanding and not client._statistics
+            assert (client._used_bytes, client._used_tokens) == (0, 0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "capacity",
+    [
+        pytest.param(Credits(bytes=2**20, tokens=29), id="tokens"),
+        pytest.param(Credits(bytes=3 * 2 * KEY_BYTES - 1, tokens=1000), id="bytes"),
+    ],
+)
+def test_credits_bound_what_is_outstanding(address: str, capacity: Credits) -> None:
+    """There are enough for two requests; those beyond wait at the client, and go when others are answered."""
+    endpoint = Endpoint(address, describe(capacity), dict, time.monotonic)
+    held: list[Event] = []
+    most = 0
+
+    async def serve_until(done: asyncio.Future[Any]) -> None:
+        while not done.done():
+            held.extend(endpoint.receive())
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        nonlocal most
+        async with client_of(address) as client:
+            await serve_until(asyncio.create_task(client.wait_ready(LIMIT)))
+            deadline = asyncio.get_running_loop().time() + LIMIT
+            asked = [ask([b"d" * KEY_BYTES]) for _ in range(10)]
+            requests = [client.request(message, writer.frames, deadline, tokens=10) for message, writer in asked]
+            answered = asyncio.gather(*requests)
+            while not answered.done():
+                # what was sent before it is there when it is answered
+                await serve_until(asyncio.create_task(client.statistics(LIMIT)))
+                most = max(most, len(held))
+                for event in held:
+                    answer_with_key_sum(endpoint, event)
+                held.clear()
+            await answered
+
+    asyncio.run(main())
+    endpoint.close()
+    assert most == 2
 
 
 def test_capacity_beyond_what_a_message_can_say_is_granted_as_far_as_it_can(address: str) -> None:
@@ -357,6 +487,114 @@ def test_garbage_on_the_real_socket_does_not_stop_the_service(seed: int) -> None
         context.term()
         service.stop()
         remove_run_directory(path)
+
+
+@contextlib.contextmanager
+def endpoint_and_socket(address: str) -> Iterator[tuple[Endpoint, zmq.Socket[bytes]]]:
+    """An endpoint that has its turns when a test says so, and the socket of a client that has said Hello."""
+    endpoint = Endpoint(address, describe(), dict, time.monotonic)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = connect_dealer(context, address, IDENTITY)
+    socket.send_multipart(encode(Hello(1)))
+    try:
+        yield endpoint, socket
+    finally:
+        socket.close(0)
+        context.term()
+        endpoint.close()
+
+
+def turns_until(
+    endpoint: Endpoint, socket: zmq.Socket[bytes], kind: type[Message]
+) -> tuple[list[Event], list[Message]]:
+    """What happened at the endpoint, and what the client got, up to a message of a kind."""
+    events: list[Event] = []
+    messages: list[Message] = []
+    end = time.monotonic() + LIMIT
+    while not any(isinstance(message, kind) for message in messages):
+        assert time.monotonic() < end
+        events += endpoint.receive()
+        while socket.poll(1):
+            messages.append(decode_to_client([memoryview(part) for part in socket.recv_multipart()])[0])
+    return events, messages
+
+
+def send_request(endpoint: Endpoint, socket: zmq.Socket[bytes], number: int) -> None:
+    message, writer = ask([b"d" * KEY_BYTES])
+    mine = msgspec.structs.replace(message, epoch=endpoint.epoch, request_id=number)
+    socket.send_multipart(encode(mine, writer.frames))
+
+
+def test_a_request_that_comes_twice_is_yielded_once_and_answered_once(address: str) -> None:
+    """E1: a client that was reconnected sends again what it has no answer to."""
+    with endpoint_and_socket(address) as (endpoint, socket):
+        turns_until(endpoint, socket, Ready)
+        for number in (7, 7, 8):
+            send_request(endpoint, socket, number)
+        socket.send_multipart(encode(Stats(1)))
+        events, _ = turns_until(endpoint, socket, Statistics)
+        assert [event.name for event in events if isinstance(event, Request)] == [(IDENTITY, 7), (IDENTITY, 8)]
+        for event in (events[0], events[0], events[1]):
+            answer_with_key_sum(endpoint, event)
+        endpoint.fail((IDENTITY, 7), ErrorCode.INTERNAL, "once more")
+        socket.send_multipart(encode(Stats(2)))
+        _, messages = turns_until(endpoint, socket, Statistics)
+        assert [message.request_id for message in messages if isinstance(message, Scores)] == [7, 8]
+        assert len(messages) == 3
+
+
+def test_a_cancelled_request_is_not_answered(address: str) -> None:
+    """E1."""
+    with endpoint_and_socket(address) as (endpoint, socket):
+        turns_until(endpoint, socket, Ready)
+        send_request(endpoint, socket, 7)
+        for _ in range(2):
+            socket.send_multipart(encode(Cancel(7)))
+        socket.send_multipart(encode(Stats(1)))
+        (request, cancelled), _ = turns_until(endpoint, socket, Statistics)
+        assert cancelled == Cancelled((IDENTITY, 7))
+        answer_with_key_sum(endpoint, request)
+        socket.send_multipart(encode(Stats(2)))
+        assert len(turns_until(endpoint, socket, Statistics)[1]) == 1
+
+
+def test_a_client_that_takes_no_answers_is_dropped_and_nobody_waits_for_it(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E2: its queue and the kernel's are full at some time, and its requests end then."""
+    monkeypatch.setattr("ipc.sockets.HIGH_WATER_MARK", 4)
+    with endpoint_and_socket(address) as (endpoint, socket):
+        turns_until(endpoint, socket, Ready)
+        events: list[Event] = []
+        for number in range(1000):
+            send_request(endpoint, socket, number)
+            endpoint.wait(LIMIT)
+            events += endpoint.receive()
+            large = Statistics(number, {"x" * 100_000: 0.0})
+            endpoint.answer((IDENTITY, number), large)
+            if endpoint.dropped_clients:
+                break
+        assert endpoint.dropped_clients == 1
+        assert not any(isinstance(event, Gone) for event in events)
+        send_request(endpoint, socket, 5000)  # in vain: it has to say Hello first
+        endpoint.wait(LIMIT)
+        assert list(endpoint.receive()) == [Gone(IDENTITY)]
+
+
+def test_a_client_that_has_gone_is_dropped_when_it_is_answered(address: str) -> None:
+    """E2."""
+    with endpoint_and_socket(address) as (endpoint, socket):
+        turns_until(endpoint, socket, Ready)
+        send_request(endpoint, socket, 7)
+        endpoint.wait(LIMIT)
+        (request,) = endpoint.receive()
+        socket.close(0)
+        end = time.monotonic() + LIMIT
+        while not endpoint.dropped_clients:  # the system may take a moment to tell us
+            assert time.monotonic() < end
+            endpoint._peers[IDENTITY].live.add(7)
+            answer_with_key_sum(endpoint, request)
+        assert list(endpoint.receive()) == [Gone(IDENTITY)]
 
 
 def test_a_client_that_never_stops_leaves_the_service_its_turns(address: str) -> None:

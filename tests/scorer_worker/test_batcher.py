@@ -55,6 +55,15 @@ def test_small_jobs_without_end_leave_a_slice_to_the_large_one() -> None:
     assert shares == [[(1, 1)], [(0, 10)], [(2, 1), (3, 1)], [(0, 10)], [(4, 1), (5, 1)], [(0, 10)]]
 
 
+def test_while_a_large_job_waits_small_ones_go_a_slice_at_a_time() -> None:
+    waiting = batcher()
+    waiting.add(ScoringJob(named(0), b"a", 60, 10))
+    for number in range(1, 50):
+        waiting.add(ScoringJob(named(number), b"b", 1, 10))
+    assert sum(sizes(waiting)) == SLICE_WORK / 10
+    assert [part.job.name[1] for part in waiting.next_batch()] == [0]
+
+
 def test_large_job_alone_has_whole_batches_until_a_small_one_comes_and_some_time_after() -> None:
     waiting = batcher()
     waiting.add(ScoringJob(named(0), b"a", 40 + 10 * (WARY_BATCHES - 1) + 80, 10))

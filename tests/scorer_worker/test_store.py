@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -135,6 +136,19 @@ def test_half_of_a_job_is_not_admitted() -> None:
     assert directory.admit([], wanted) is not None
 
 
+def test_what_a_job_that_is_not_admitted_has_in_the_store_is_not_held() -> None:
+    """S4: else it could never leave again."""
+    directory = StoreDirectory(TOTAL_ROWS, SLAB_ROWS)
+    resident = [admit(directory, number, SLAB_ROWS) for number in range(2)]
+    directory.unpin(resident[:1])
+    pinned = [admit(directory, 10 + number, SLAB_ROWS) for number in range(10)]
+    assert directory.admit(resident, [NewEntry(key(100), SLAB_ROWS, 0)]) is None
+    assert [entry.pins for entry in resident] == [0, 1]
+    directory.unpin([*pinned, resident[1]])
+    assert directory.is_unheld
+    directory.check_integrity()
+
+
 def test_more_rows_than_a_job_may_have_are_refused() -> None:
     directory = StoreDirectory(TOTAL_ROWS, SLAB_ROWS)
     with pytest.raises(TooLarge, match="192"):
@@ -164,8 +178,9 @@ def test_room_comes_back_only_after_the_device_is_done() -> None:
     """S3: every slab is in use by a launched operation; nothing is handed out before it has completed."""
     directory = StoreDirectory(TOTAL_ROWS, SLAB_ROWS)
     entries = [admit(directory, number, SLAB_ROWS, keep=False) for number in range(12)]
-    ticket = directory.launched()
+    earlier, ticket = directory.launched(), directory.launched()
     directory.unpin(entries)
+    directory.completed(earlier)
     assert directory.statistics().retired_rows == TOTAL_ROWS
     assert directory.admit([], [NewEntry(key(100), 16, 0)]) is None
     directory.check_integrity()
@@ -289,6 +304,11 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def books_agree(self) -> None:
         self.directory.check_integrity()
+
+    @invariant()
+    def nobody_but_jobs_holds_anything(self) -> None:
+        held = Counter(id(entry) for job in self.jobs for entry in job)
+        assert all(entry.pins == held[id(entry)] for entry in self.directory._entries.values())
 
     @invariant()
     def nobody_reads_another_one_s_rows(self) -> None:
