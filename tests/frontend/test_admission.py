@@ -46,7 +46,15 @@ def test_who_lacks_something_is_refused_while_there_is_no_room_with_the_time_to_
 
 def test_a_request_that_is_alone_is_let_in_whatever_it_lacks() -> None:
     made = admission()
-    made.try_admit(10**9).add_missing(100 * FULL)
+    ticket = made.try_admit(10**9)
+    ticket.set_body_bytes(10**9)
+    ticket.add_missing(100 * FULL)
+
+
+def test_a_request_that_is_alone_is_let_in_though_the_engine_grants_nothing() -> None:
+    made = admission()
+    made.capacity_tokens = 0
+    made.try_admit(10).add_missing(1)
 
 
 def test_who_was_let_in_with_a_part_of_its_texts_goes_on_with_the_others() -> None:
