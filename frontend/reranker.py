@@ -12,7 +12,6 @@ with the first `Score` as token ids: it is cheaper to send them in vain than to 
     R2  All parts of this process together hold at most the byte budget in what they supply; one request has at most
         two in flight.
     R3  A text is tokenised at most once, a query encoded at most once, per request: see `supplier`.
-
     R4  An answer is of one model. Where its files have changed while a request was running, so that a service came back
         with others, all that was made for the request is dropped, and it is made anew.
 

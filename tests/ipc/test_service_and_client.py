@@ -15,6 +15,7 @@ import time
 import weakref
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from hypothesis import strategies as st
 from ipc.arrays import FrameWriter
 from ipc.client import ServiceClient
 from ipc.codec import decode_to_client, encode
-from ipc.errors import ServiceFailed
+from ipc.errors import ModelChanged, ServiceFailed
 from ipc.messages import (
     IDENTITY_BYTES,
     KEY_BYTES,
@@ -142,10 +143,13 @@ def ask(documents: list[bytes], payload: int = 0) -> tuple[Score, FrameWriter]:
     return Score(0, 0, CLIENT, 0, 1, len(documents), keys), writer
 
 
-async def scores_of(client: ServiceClient, documents: list[bytes], timeout: float = LIMIT) -> list[float]:
+async def scores_of(
+    client: ServiceClient, documents: list[bytes], timeout: float = LIMIT, fingerprint: bytes | None = None
+) -> list[float]:
     message, writer = ask(documents)
     async with asyncio.timeout(timeout + LIMIT):
-        answer, frames = await client.request(message, writer.frames, asyncio.get_running_loop().time() + timeout)
+        deadline = asyncio.get_running_loop().time() + timeout
+        answer, frames = await client.request(message, writer.frames, deadline, fingerprint=fingerprint)
     assert isinstance(answer, Scores)
     return list(frames[answer.scores.frame - 1].cast("f"))
 
@@ -341,6 +345,32 @@ def test_what_was_sent_to_the_service_of_before_is_sent_again(address: str) -> N
 
     asyncio.run(main())
     service.stop()
+
+
+def test_a_request_for_one_model_is_not_sent_to_a_service_of_another_one(address: str) -> None:
+    """C4: not at first, and not again to the successor of whom it was sent to."""
+    silent = RunningService(address, lambda endpoint, event: None)
+
+    async def main() -> RunningService:
+        async with client_of(address) as client:
+            service = await client.wait_ready(LIMIT)
+            mine, other = service.ready.fingerprint, b"o" * 16
+            with pytest.raises(ModelChanged):
+                await scores_of(client, [b"\1" * KEY_BYTES], fingerprint=other)
+            task = asyncio.create_task(scores_of(client, [b"\1" * KEY_BYTES], fingerprint=mine))
+            of_any = asyncio.create_task(scores_of(client, [b"\2" * KEY_BYTES]))
+            await eventually(lambda: sum(isinstance(event, Request) for event in silent.events) == 2)
+            await asyncio.get_running_loop().run_in_executor(None, silent.stop)
+            successor = RunningService(address, answer_with_key_sum, replace(describe(), fingerprint=other))
+            with pytest.raises(ModelChanged):
+                await task
+            assert await of_any == [32.0]
+            assert not client._outstanding
+        return successor
+
+    successor = asyncio.run(main())
+    successor.stop()
+    assert len([event for event in successor.events if isinstance(event, Request)]) == 1
 
 
 def test_nothing_is_left_of_what_has_ended(address: str) -> None:
