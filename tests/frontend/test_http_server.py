@@ -176,6 +176,18 @@ def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatc
     run(test)
 
 
+def test_a_connection_that_says_nothing_after_an_answer_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "KEEP_ALIVE", 0.05)
+
+    async def test() -> None:
+        async with connect() as client:
+            await client.send(GET + b"\r\n")
+            await client.read(b"ok")
+            assert await client.read_to_the_end() == b""
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     "data",
     [
