@@ -49,8 +49,14 @@ class Desk:
         return self.service
 
     async def request(
-        self, message: Score | Encode, frames: Sequence[Buffer], deadline: float, tokens: int = 0
+        self,
+        message: Score | Encode,
+        frames: Sequence[Buffer],
+        deadline: float,
+        tokens: int = 0,
+        fingerprint: bytes | None = None,
     ) -> tuple[Answer, Frames]:
+        assert fingerprint in (None, self.service.ready.fingerprint)
         read, views = decode_to_service([memoryview(bytearray(part)) for part in encode(message, frames)])
         assert isinstance(read, Score | Encode)
         keys = split_keys(views[read.keys.frame - 1])

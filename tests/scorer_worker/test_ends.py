@@ -261,13 +261,13 @@ def test_a_request_that_ends_the_worker_is_known_to_the_next_one(
         until_answered(worker, desk, name)
     successor = RunningFile(tmp_path / "running")
     identity, number = name
-    assert successor.deaths((identity.ljust(IDENTITY_BYTES, b"\0"), number)) == len(successor) == 1
+    assert successor.deaths((identity.ljust(IDENTITY_BYTES, b"\0"), number)) == len(successor.suspects) == 1
 
 
 def test_a_request_that_waits_is_no_suspect(worker: Worker, desk: OpenDesk, tmp_path: Path) -> None:
     """W4: nothing is done for it."""
     waits_for_room(worker, desk)
-    assert len(RunningFile(tmp_path / "running")) == 0
+    assert len(RunningFile(tmp_path / "running").suspects) == 0
 
 
 def test_a_request_that_was_answered_is_no_suspect(worker: Worker, desk: OpenDesk, tmp_path: Path) -> None:
@@ -276,4 +276,4 @@ def test_a_request_that_was_answered_is_no_suspect(worker: Worker, desk: OpenDes
         until_answered(worker, desk, name)
     assert not any(isinstance(desk.answers[name], Failed) for name in names[:3])
     assert isinstance(desk.answers[names[2]], Encoded)
-    assert len(RunningFile(tmp_path / "running")) == len(RunningFile(tmp_path / "encoding")) == 0
+    assert len(RunningFile(tmp_path / "running").suspects) == len(RunningFile(tmp_path / "encoding").suspects) == 0
