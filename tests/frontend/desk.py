@@ -15,6 +15,7 @@ from tests.frontend.surface import SPEC, TOKENIZER_JSON
 
 CREDITS = Credits(2**20, 2**20)
 DIM = SPEC.dim
+FINGERPRINT = b"f" * 16
 PAUSES = 100  # of the event loop: time enough for all that is not held back to come too
 
 
@@ -37,7 +38,7 @@ class Desk:
         holds: Callable[[Score | Encode], bool] = lambda message: False,
     ) -> None:
         limits = Limits(65_536, 2**26, 65_536, row_grain=16, part_pairs=part_pairs)
-        ready = Ready(PROTOCOL_VERSION, 1, b"f" * 16, DIM, limits, CREDITS, hosts_encoder=hosts_encoder)
+        ready = Ready(PROTOCOL_VERSION, 1, FINGERPRINT, DIM, limits, CREDITS, hosts_encoder=hosts_encoder)
         self.service = Service(ready, SPEC, TOKENIZER_JSON)
         self.misses = misses
         self.holds = holds

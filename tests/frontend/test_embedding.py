@@ -16,12 +16,11 @@ from frontend.fair_threads import FairThreads
 from frontend.tokenizer import StatelessTokenizer
 from ipc.client import ServiceClient
 from ipc.messages import KEY_BYTES
-from tests.frontend.desk import DIM, PAUSES, Desk
+from tests.frontend.desk import DIM, FINGERPRINT, PAUSES, Desk
 from tests.frontend.surface import SPEC, TOKENIZER_JSON
 
 LIMIT = 30.0  # seconds that anything here may take
 ROWS = 10
-MODEL = b"f" * 16  # its fingerprint
 SIZE = ROWS * DIM * 4  # bytes of embeddings of one request here
 TOKENIZER = StatelessTokenizer(SPEC, TOKENIZER_JSON)
 
@@ -47,10 +46,12 @@ def test_a_request_for_more_than_an_answer_holds_is_refused_before_anything_is_e
     desk = Desk()
 
     async def test() -> None:
-        _, rows = await embedder_of(desk).embed(task(), TOKENIZER, MODEL, DIM, lambda result: result.texts[0].rows)
+        _, rows = await embedder_of(desk).embed(
+            task(), TOKENIZER, FINGERPRINT, DIM, lambda result: result.texts[0].rows
+        )
         assert rows == ROWS and len(desk.asked) == 1
         with pytest.raises(RequestFailed, match=f"input: {SIZE + DIM * 4} bytes of embeddings, at most {SIZE}"):
-            await embedder_of(desk).embed(task(ROWS + 1), TOKENIZER, MODEL, DIM, lambda result: None)
+            await embedder_of(desk).embed(task(ROWS + 1), TOKENIZER, FINGERPRINT, DIM, lambda result: None)
         assert len(desk.asked) == 1
 
     run(test())
@@ -62,7 +63,9 @@ def test_all_requests_together_hold_no_more_than_that(monkeypatch: pytest.Monkey
 
     async def test() -> None:
         embedder = embedder_of(desk)
-        await asyncio.gather(*[embedder.embed(task(), TOKENIZER, MODEL, DIM, lambda result: None) for _ in range(7)])
+        await asyncio.gather(
+            *[embedder.embed(task(), TOKENIZER, FINGERPRINT, DIM, lambda result: None) for _ in range(7)]
+        )
         assert len(desk.asked) == 7 and desk.most == 2
 
     run(test())
@@ -79,7 +82,7 @@ def test_they_are_held_until_the_answer_is_written(monkeypatch: pytest.MonkeyPat
 
     async def test() -> None:
         embedder = embedder_of(desk)
-        requests = [asyncio.create_task(embedder.embed(task(), TOKENIZER, MODEL, DIM, write)) for _ in range(2)]
+        requests = [asyncio.create_task(embedder.embed(task(), TOKENIZER, FINGERPRINT, DIM, write)) for _ in range(2)]
         assert await asyncio.to_thread(is_writing.wait, LIMIT)
         for _ in range(PAUSES):
             await asyncio.sleep(0)

@@ -15,7 +15,7 @@ from frontend.reranker import Reranker
 from frontend.tokenizer import StatelessTokenizer, TokenizedTexts
 from ipc.client import ServiceClient
 from ipc.messages import KEY_BYTES, Encode, Role, Score
-from tests.frontend.desk import DIM, Desk, with_model
+from tests.frontend.desk import DIM, FINGERPRINT, Desk, with_model
 
 LIMIT = 30.0  # seconds that anything here may take
 
@@ -29,7 +29,8 @@ def value(rows: int) -> EmbeddingsInput:
 
 
 def task(query: Input, documents: Sequence[Input]) -> RankingTask:
-    return RankingTask([query], documents, None, b"someone!", time.monotonic() + LIMIT, 32, 180)
+    deadline = time.monotonic() + LIMIT
+    return RankingTask([query], documents, None, b"someone!", deadline, 32, 180, fingerprint=FINGERPRINT)
 
 
 def run(test: Coroutine[None, None, None]) -> None:
