@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine
-from typing import cast
+from collections.abc import Callable, Coroutine
+from typing import TypeVar, cast
 
 import pytest
 
@@ -18,6 +18,8 @@ from ipc.client import ServiceClient
 from ipc.messages import KEY_BYTES
 from tests.frontend.desk import DIM, FINGERPRINT, PAUSES, Desk
 from tests.frontend.surface import SPEC, TOKENIZER_JSON
+
+T = TypeVar("T")
 
 LIMIT = 30.0  # seconds that anything here may take
 ROWS = 10
@@ -39,6 +41,12 @@ def embedder_of(desk: Desk) -> Embedder:
     return Embedder(cast(ServiceClient, desk), FairThreads(1, "tokenise"))
 
 
+async def embed(embedder: Embedder, wanted: EmbeddingTask, write: Callable[[EmbeddingResult], T]) -> T:
+    """What was written of the embeddings."""
+    _, written = await embedder.embed(wanted, TOKENIZER, FINGERPRINT, DIM, write)
+    return written
+
+
 def test_a_request_for_more_than_an_answer_holds_is_refused_before_anything_is_encoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -51,7 +59,7 @@ def test_a_request_for_more_than_an_answer_holds_is_refused_before_anything_is_e
         )
         assert rows == ROWS and len(desk.asked) == 1
         with pytest.raises(RequestFailed, match=f"input: {SIZE + DIM * 4} bytes of embeddings, at most {SIZE}"):
-            await embedder_of(desk).embed(task(ROWS + 1), TOKENIZER, FINGERPRINT, DIM, lambda result: None)
+            await embed(embedder_of(desk), task(ROWS + 1), lambda result: None)
         assert len(desk.asked) == 1
 
     run(test())
@@ -63,9 +71,7 @@ def test_all_requests_together_hold_no_more_than_that(monkeypatch: pytest.Monkey
 
     async def test() -> None:
         embedder = embedder_of(desk)
-        await asyncio.gather(
-            *[embedder.embed(task(), TOKENIZER, FINGERPRINT, DIM, lambda result: None) for _ in range(7)]
-        )
+        await asyncio.gather(*[embed(embedder, task(), lambda result: None) for _ in range(7)])
         assert len(desk.asked) == 7 and desk.most == 2
 
     run(test())
@@ -82,7 +88,7 @@ def test_they_are_held_until_the_answer_is_written(monkeypatch: pytest.MonkeyPat
 
     async def test() -> None:
         embedder = embedder_of(desk)
-        requests = [asyncio.create_task(embedder.embed(task(), TOKENIZER, FINGERPRINT, DIM, write)) for _ in range(2)]
+        requests = [asyncio.create_task(embed(embedder, task(), write)) for _ in range(2)]
         assert await asyncio.to_thread(is_writing.wait, LIMIT)
         for _ in range(PAUSES):
             await asyncio.sleep(0)
