@@ -95,8 +95,8 @@ def read_model(directory: Path) -> Model:
 @pytest.mark.parametrize(
     ("placement", "victims"),
     [
-        pytest.param(ENGINE_PROCESS, [WORKER], id="worker-dies"),
-        pytest.param(ENGINE_PROCESS, [ENGINE], id="engine-dies"),
+        pytest.param(ENGINE_PROCESS, [WORKER], id="worker-dies", marks=pytest.mark.long),
+        pytest.param(ENGINE_PROCESS, [ENGINE], id="engine-dies", marks=pytest.mark.long),
         pytest.param(ENGINE_PROCESS, [WORKER, ENGINE], id="both-die"),
         pytest.param(HOSTED_ENCODER, [WORKER], id="worker-that-encodes-dies"),
     ],

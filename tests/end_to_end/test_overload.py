@@ -47,7 +47,7 @@ def test_a_burst_of_large_requests_that_the_store_can_answer_is_answered(start: 
 def test_of_a_burst_of_new_work_what_has_no_room_is_refused_and_the_rest_is_right(
     start: Callable[..., Server], reference: Any
 ) -> None:
-    server = start("--api-server-count", "1")
+    server = start("--api-server-count", "1", "--request-timeout", "10")  # of which the engine grants a part
     known = documents(50, "known")
     expected = server.scores(QUERY, known)
     lists = [*(documents(400, f"burst {number}") for number in range(40)), known]

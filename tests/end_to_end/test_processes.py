@@ -193,8 +193,9 @@ def test_second_signal_does_not_wait_for_requests(start: Callable[..., Server]) 
 def test_what_is_not_done_within_shutdown_timeout_is_given_up(start: Callable[..., Server]) -> None:
     server = start("--api-server-count", "1", "--shutdown-timeout", "1")
     with in_flight(server) as asked:
-        assert server.stop() == 0
-    assert f"{AT_ONCE} requests were not done within --shutdown-timeout" in server.log
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: f"{AT_ONCE} requests were not done within --shutdown-timeout" in server.log)
+    assert server.wait() == 0
     check_given_up(asked)
     assert "Traceback" not in server.log
 
