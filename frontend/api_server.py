@@ -102,8 +102,8 @@ class _ApiServer:
         self._child.report(Up())
         housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
         await self._stop.wait()
-        # the worker has gone with the launcher: nothing that runs can be finished
-        busy = await self._http.drain(0.0 if self._child.is_abandoned else settings.shutdown_timeout)
+        # the worker goes with the launcher: nothing that runs can be finished then
+        busy = await self._http.drain(settings.shutdown_timeout, lambda: self._child.is_abandoned)
         if busy and not self._child.is_abandoned:
             _log.warning("%d requests were not done within --shutdown-timeout", busy)
         housekeeping.cancel()

@@ -106,7 +106,9 @@ class LastAnswer:
             if has_begun:
                 raise
             failure = ServiceFailed(ErrorCode.UNAVAILABLE, "the server stops, and has given this request up", 1000)
-            await error_response(scope, failure)(scope, receive, send)
+            response = error_response(scope, failure)
+            response.headers["connection"] = "close"  # nothing that is pipelined behind it is begun
+            await response(scope, receive, send)
 
 
 class RequestFrame:

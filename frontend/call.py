@@ -189,7 +189,7 @@ class Call:
         """
         size = MATCH_BYTES * sum(len(alignment.similarities) for alignment in result.alignments.values())
         async with self.api.explanations.hold(size):
-            yield await asyncio.to_thread(explain, task, result, self.api.ranker.tokenizer) if size else {}
+            yield await asyncio.to_thread(explain, task, result, result.tokenizer) if size else {}
 
     async def make_embedding_task(
         self,

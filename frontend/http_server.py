@@ -90,15 +90,18 @@ class HttpServer:
             connection.close()
             on_closed()
 
-    async def drain(self, timeout: float) -> int:
+    async def drain(self, timeout: float, is_pointless: Callable[[], bool] = lambda: False) -> int:
         """Let requests finish, close connections as they become idle.
+
+        Args:
+            is_pointless: whether no request can be finished any more.
 
         Returns:
             How many connections were still busy after `timeout` seconds; they are closed.
         """
         await asyncio.sleep(LAST_WORDS)
         deadline = asyncio.get_running_loop().time() + timeout
-        while self._state.connections and asyncio.get_running_loop().time() < deadline:
+        while self._state.connections and asyncio.get_running_loop().time() < deadline and not is_pointless():
             for connection in list(self._state.connections):
                 connection.shutdown()
             await asyncio.sleep(0.02)

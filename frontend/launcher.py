@@ -290,7 +290,8 @@ class _Launcher:
 
     def _let_spare_stand_by(self) -> None:
         """Not before every service is up: they would have to share the cores with it."""
-        if self._spare is not None and all(child.is_up for child in self._services):
+        is_one_model = len(set(self._fingerprints.values())) == 1
+        if self._spare is not None and is_one_model and all(child.is_up for child in self._services):
             self._spare.want()
 
     def _on_signal(self, number: int) -> None:

@@ -98,6 +98,7 @@ class RankingResult:
     timings: Timings = field(default_factory=Timings)
     document_rows: Sequence[int] = ()  # scored rows of each document
     alignments: Mapping[int, PairAlignment] = field(default_factory=dict)  # of the pairs that the task chose
+    tokenizer: StatelessTokenizer | None = None  # that made the rows; None: there were no texts
 
 
 class Ranker(Protocol):

@@ -13,7 +13,7 @@ with the first `Score` as token ids: it is cheaper to send them in vain than to 
         two in flight.
     R3  A text is tokenised at most once, a query encoded at most once, per request: see `supplier`.
     R4  An answer is of one model. Where its files have changed while a request was running, so that a service came back
-        with others, all that was made for the request is dropped, and it is made anew.
+        with others, all that was made for the request is dropped, and it is made anew once the services agree.
 
 Alignment is asked for when the scores are known, of the pairs that will be shown: a second `Score` of these alone,
 whose texts the store has by then (decision 0008). It is never refused for want of room to encode.
@@ -22,6 +22,7 @@ whose texts the store has by then (decision 0008). It is never refused for want 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,7 +33,7 @@ from frontend.byte_budget import ByteBudget
 from frontend.embedding import Embedder, EmbeddingResult, EmbeddingTask
 from frontend.errors import invalid
 from frontend.fair_threads import FairThreads
-from frontend.keys import bytes_of
+from frontend.keys import bytes_of, effective_limit
 from frontend.parts import FEW_TEXTS, Part, split
 from frontend.ranking import PairAlignment, RankingResult, RankingTask, Timings
 from frontend.recent_keys import RecentKeys
@@ -50,7 +51,9 @@ BUDGET_BYTES = 32 * 2**20
 PARTS_IN_FLIGHT = 2  # of one request: one is encoded while another is scored
 ATTEMPTS = 3
 RECENT_KEYS = 16_384
+AGREEMENT_INTERVAL = 0.05  # seconds between looks at whether worker and engine have one model
 
+_log = logging.getLogger("maxsimd.api_server")
 
 T = TypeVar("T")
 
@@ -62,6 +65,20 @@ class _Model:
     fingerprint: bytes
     spec: ModelSpec
     tokenizer: StatelessTokenizer
+
+    def limit(self, role: Role, of_other: int) -> int:
+        """What a limit of tokens comes to that was found with another model's."""
+        return effective_limit(self.spec, role, of_other, self.tokenizer.special_tokens(role), "model")
+
+
+def _with_limits_of(model: _Model, task: RankingTask) -> RankingTask:
+    """A task that was made for another model. What it lacks was counted when it was done the first time."""
+    return replace(
+        task,
+        query_length=model.limit("query", task.query_length),
+        document_length=model.limit("document", task.document_length),
+        on_missing=lambda size: None,
+    )
 
 
 class Reranker:
@@ -84,7 +101,13 @@ class Reranker:
             self._building = asyncio.create_task(self._build_model(service, service.spec), name="build tokenizer")
 
     async def _build_model(self, service: Service, spec: ModelSpec) -> None:
-        tokenizer = await asyncio.to_thread(StatelessTokenizer, spec, service.tokenizer)
+        try:
+            tokenizer = await asyncio.to_thread(StatelessTokenizer, spec, service.tokenizer)
+        except Exception:  # noqa: BLE001 - whatever it is: there may be other files to come
+            _log.exception("the tokenizer of %s cannot be made", spec.name)
+            return
+        if self._building is not asyncio.current_task():
+            return  # the files have changed again meanwhile
         self._model = _Model(service.ready.fingerprint, spec, tokenizer)
         self._has_model.set()
         self.recent.clear()
@@ -192,31 +215,39 @@ class Reranker:
         """
         deadline = asyncio.get_running_loop().time() + task.deadline - time.monotonic()
 
-        async def score() -> RankingResult:
-            return await _Ranking(self, task, await self.wait_worker(deadline), self._model, deadline).run()
+        async def score(is_again: bool) -> RankingResult:
+            service, model = await self.wait_worker(deadline), self._model
+            of_model = _with_limits_of(model, task) if is_again and model is not None else task
+            return await _Ranking(self, of_model, service, model, deadline).run()
 
-        return await self._with_one_model(score)
+        return await self._with_one_model(score, deadline)
 
     async def embed(self, task: EmbeddingTask, write: Callable[[EmbeddingResult], T]) -> tuple[EmbeddingResult, T]:
         """Token embeddings by value, and what `write` makes of them; see `Embedder.embed`."""
 
-        async def embed() -> tuple[EmbeddingResult, T]:
+        async def embed(is_again: bool) -> tuple[EmbeddingResult, T]:
             model = self._model
             if model is None:
                 raise ServiceFailed(ErrorCode.UNAVAILABLE, "the encoder is not ready", 1000)
-            return await self._embedder.embed(task, model.tokenizer, model.fingerprint, model.spec.dim, write)
+            of_model = replace(task, limit=model.limit(task.role, task.limit)) if is_again else task
+            return await self._embedder.embed(of_model, model.tokenizer, model.fingerprint, model.spec.dim, write)
 
-        return await self._with_one_model(embed)
+        return await self._with_one_model(embed, asyncio.get_running_loop().time() + task.deadline - time.monotonic())
 
-    async def _with_one_model(self, work: Callable[[], Awaitable[T]]) -> T:
-        """What `work` returns: the whole of it again, if the model has changed meanwhile (R4)."""
-        for _ in range(ATTEMPTS - 1):
+    async def _with_one_model(self, work: Callable[[bool], Awaitable[T]], deadline: float) -> T:
+        """What `work` returns: the whole of it again, if the model has changed meanwhile (R4).
+
+        Args:
+            work: is told whether it is done again.
+            deadline: in loop time; until then worker, engine and tokenizer may come to have one model.
+        """
+        for attempt in range(ATTEMPTS - 1):
             try:
-                return await work()
+                return await work(attempt > 0)
             except ModelChanged:
-                if self._building is not None:
-                    await asyncio.wait({self._building})
-        return await work()
+                while not self.is_ready and asyncio.get_running_loop().time() < deadline:
+                    await asyncio.sleep(AGREEMENT_INTERVAL)
+        return await work(True)
 
 
 class _Ranking:
@@ -232,7 +263,9 @@ class _Ranking:
         self._deadline = deadline
         self._model = model
         self._timings = Timings()
-        dim, engine = service.ready.dim, reranker.engine
+        engine = reranker.engine
+        # the model's, of whichever it is: the worker may have been the other one's when it was heard of last
+        self._dim = dim = model.spec.dim if model is not None else service.ready.dim
         spec, tokenizer, fingerprint = (
             (model.spec, model.tokenizer, model.fingerprint) if model is not None else (None, None, None)
         )
@@ -269,6 +302,7 @@ class _Ranking:
             encoded_tokens=self._supplier.encoded_tokens,
             timings=self._timings,
             document_rows=self._rows[queries:],
+            tokenizer=self._model.tokenizer if self._model is not None else None,
         )
         if self._task.choose_aligned is None:
             return result
@@ -335,6 +369,8 @@ class _Ranking:
                     message, writer.frames, self._deadline, fingerprint=self._for_worker
                 )
             except ServiceFailed as error:
+                if error.code is ErrorCode.INVALID_REQUEST and self._has_other_dim:
+                    raise ModelChanged from None
                 raise self._explain(error, order) from None
             self._timings.worker += time.monotonic() - started
         match answer:
@@ -351,6 +387,12 @@ class _Ranking:
                 return {text for text in order if self._texts.keys[text] in missing_keys}
             case Encoded():
                 raise ServiceFailed(ErrorCode.INTERNAL, "the worker answered a Score with Encoded")
+
+    @property
+    def _has_other_dim(self) -> bool:
+        """Whether the worker has a model whose embeddings are wider, or narrower."""
+        service = self._worker.service
+        return self._model is not None and service is not None and service.ready.dim != self._dim
 
     async def _build_score(self, part: Part) -> tuple[Score, FrameWriter, list[int]]:
         """The message, its frames, and which text stands at each position of its key frame."""

@@ -118,8 +118,8 @@ class Child:
         return True
 
     def _end_at_last(self) -> None:
-        """EOF shows without being read. The traceback says where it hangs; the C thread that writes it needs no
-        Python's lock.
+        """EOF shows without being read. The traceback says where it hangs. Python's lock is needed to come here: who
+        hangs with it, in C code that never lets it go, stays.
         """
         lifeline = select.poll()
         lifeline.register(self.lifeline, 0)

@@ -8,7 +8,7 @@ Cancel.
     C1  Every request ends in exactly one way: an answer, ServiceFailed, or the caller's own cancellation.
     C2  No entry outlives its request.
     C3  What is outstanding stays within the granted credits; a request larger than all of them goes alone.
-    C4  A request for one model is never sent to a service that has another one.
+    C4  A request for one model is never done by a service that has another one.
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@ answered by the old model or by the new one: never by the scores of a query of t
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -85,10 +87,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
 
 
 def read_model(directory: Path) -> Model:
-    reference = PlainReference(directory)
-    (query,), documents = reference.encode_query(QUERIES[:1]), reference.encode_document(MANY)
-    many = np.array([maxsim(query, rows) for rows in documents], dtype=np.float32)
-    return Model((directory / "model.safetensors").read_bytes(), compute_truth(reference), many)
+    truth = compute_truth(PlainReference(directory))
+    return Model((directory / "model.safetensors").read_bytes(), truth, read_scores(directory))
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_replaced_model_is_served_once_a_service_has_died_and_no_answer_is_of_tw
         traffic.wait_round()
     assert traffic.problems == []
     assert traffic.resets == 0
-    check_many(answer, old, new)
+    check_scores(answer, [old.many, new.many])
     if len(victims) < len(services):
         (other,) = set(services) - set(victims)
         assert SAID + NAMES[other] in server.log
@@ -146,6 +146,70 @@ def test_replaced_model_is_served_once_a_service_has_died_and_no_answer_is_of_tw
     assert server.children() == children, "who has the new model is left alone"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("placement", "victims"),
+    [
+        pytest.param(ENGINE_PROCESS, [WORKER], id="worker-dies", marks=pytest.mark.long),
+        pytest.param(ENGINE_PROCESS, [ENGINE], id="engine-dies"),
+        pytest.param(ENGINE_PROCESS, [WORKER, ENGINE], id="both-die", marks=pytest.mark.long),
+        pytest.param(HOSTED_ENCODER, [WORKER], id="worker-that-encodes-dies", marks=pytest.mark.long),
+    ],
+)
+def test_replaced_model_may_have_other_dimensions_and_limits(
+    start: Callable[..., Server], tmp_path: Path, placement: tuple[str, ...], victims: Sequence[str]
+) -> None:
+    """Embeddings of the one do not fit the other's store, nor its texts the other's positions."""
+    directories = [
+        write_stanford(tmp_path / "old", dim=DIM),
+        write_stanford(tmp_path / "new", dim=DIM // 8, query_maxlen=8, doc_maxlen=20),
+    ]
+    models = [read_scores(directory) for directory in directories]
+    served = tmp_path / "served"
+    served.symlink_to(directories[0])
+    server = start(str(served), "--api-server-count", "2", "--embedding-cache-size", "64MiB", *placement)
+    body = {"query": QUERIES[0], "documents": MANY, "timeout_ms": 60_000}
+    is_over = threading.Event()
+
+    def keep_asking(first: int) -> int:
+        """Of ever other documents, so that they have to be encoded by whoever is there."""
+        places = itertools.count(first)
+        for number, place in enumerate(places):
+            some = slice(5 * place % len(MANY), 5 * place % len(MANY) + 5)
+            answer = server.post("/rerank", {**body, "documents": MANY[some]})
+            check_scores(answer, [model[some] for model in models])
+            if is_over.is_set():
+                return number
+        raise AssertionError
+
+    with ThreadPoolExecutor() as pool:
+        small = [pool.submit(keep_asking, 97 * number) for number in range(4)]
+        try:
+            many = pool.submit(server.post, "/rerank", body)
+            encoded = "maxsimd_worker_encoded_texts" if placement == HOSTED_ENCODER else "maxsimd_engine_texts"
+            wait_until(lambda: server.metric(encoded) > len(MANY) / 4)
+            (tmp_path / "next").symlink_to(directories[1])
+            (tmp_path / "next").replace(served)
+            assert not many.done()
+            for victim in [server.children(module)[-1] for module in victims]:
+                os.kill(victim, signal.SIGKILL)
+            services = [WORKER] if placement == HOSTED_ENCODER else [WORKER, ENGINE]
+            wait_until(lambda: all(restarts(server, module) for module in services))
+            wait_until(server.is_ready)
+            check_scores(many.result(), models)
+        finally:
+            is_over.set()
+        assert all(asked.result() for asked in small)
+    check_scores(server.post("/rerank", body), models[1:])
+
+
+def read_scores(directory: Path) -> Floats:
+    """The first query's score of each of MANY, by this model."""
+    reference = PlainReference(directory)
+    (query,), documents = reference.encode_query(QUERIES[:1]), reference.encode_document(MANY)
+    return np.array([maxsim(query, rows) for rows in documents], dtype=np.float32)
+
+
 def replace(directory: Path, model: Model) -> None:
     """Another model's weights, at once: whoever has opened the old ones goes on reading those."""
     made = directory / "model.safetensors.new"
@@ -153,10 +217,10 @@ def replace(directory: Path, model: Model) -> None:
     made.replace(directory / "model.safetensors")
 
 
-def check_many(answer: httpx.Response, *models: Model) -> None:
-    """One model's scores of all of MANY."""
+def check_scores(answer: httpx.Response, models: Sequence[Floats]) -> None:
+    """All of them are one model's."""
     assert answer.status_code == 200, answer.text
     results = sorted(answer.json()["results"], key=lambda result: result["index"])
     scores = np.array([result["relevance_score"] for result in results])
-    of_each = [np.isclose(scores, model.many, rtol=0, atol=TOLERANCE).sum() for model in models]
-    assert len(MANY) in of_each, f"of {len(scores)} scores so many are of the old and of the new model: {of_each}"
+    of_each = [np.isclose(scores, model, rtol=0, atol=TOLERANCE).sum() for model in models]
+    assert len(scores) in of_each, f"of {len(scores)} scores so many are of each model: {of_each}"
