@@ -74,6 +74,7 @@ def check(server: Server, seed: int, count: int) -> None:
     outcome = asyncio.run(run_cases(server.port, seed, count))
     assert outcome.problems == []
     assert {200, 400} <= outcome.statuses.keys(), outcome
+    assert outcome.statuses[429] < max(3, outcome.statuses[200] / 100), outcome
     assert server.scores(QUERY, DOCUMENTS) == pytest.approx(expected, abs=1e-3)
     assert wrong_lines(server) == []
 
