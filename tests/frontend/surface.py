@@ -109,6 +109,7 @@ class WordRanker:
             document_prompt_tokens=[tokens_of(document) for document in task.documents],
             timings=Timings(tokenize=0.001, score=0.002),
             document_rows=[len(self.rows_of("document", document)) for document in task.documents],
+            tokenizer=self.tokenizer,
         )
         if task.choose_aligned is None:
             return result
