@@ -186,15 +186,16 @@ class Reranker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether everything a request may need is there, and worker and engine speak of the same model."""
+        """Whether everything a request may need is there, and worker, engine and tokenizer are of the same model."""
         service = self.worker.service
         if service is None or not self.worker.is_ready:
             return False
         if not self.has_encoder:
             return True
-        if self._model is None or (self.engine is not None and not self.engine.is_ready):
+        encoder = service if self.engine is None else self.engine.service
+        if self._model is None or encoder is None or (self.engine is not None and not self.engine.is_ready):
             return False
-        return self._model.fingerprint == service.ready.fingerprint
+        return self._model.fingerprint == service.ready.fingerprint == encoder.ready.fingerprint
 
     async def statistics(self) -> dict[str, dict[str, float]]:
         """Counters of the services that answer, by service."""
