@@ -103,7 +103,7 @@ class Reranker:
     async def _build_model(self, service: Service, spec: ModelSpec) -> None:
         try:
             tokenizer = await asyncio.to_thread(StatelessTokenizer, spec, service.tokenizer)
-        except Exception:  # noqa: BLE001 - whatever it is: there may be other files to come
+        except Exception:  # noqa: BLE001 - the log says it, /ready stays false; other files may come
             _log.exception("the tokenizer of %s cannot be made", spec.name)
             return
         if self._building is not asyncio.current_task():
