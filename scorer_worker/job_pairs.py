@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
 from itertools import groupby
 from operator import itemgetter
 
 from scorer_worker.jobs import Job
 from scorer_worker.pairs import PLACE_BYTES, PairGroup
-from scorer_worker.store import Entry
+from scorer_worker.store import StoreDirectory, slots_of
 
 
-def entries_of(job: Job) -> Sequence[Entry]:
-    """The entry of each key, of those it has pinned. A key may come twice, and new entries stand after the others."""
-    if len(job.pinned) == len(job.keys) and not job.supplied:
-        return job.pinned
-    entries = {entry.key: entry for entry in job.pinned}
-    return [entries[key] for key in job.keys]
+def note_texts(job: Job, directory: StoreDirectory) -> None:
+    """The entry of each key, of those the job has pinned, and their numbers. A key may come twice, and new entries
+    stand after the others.
+    """
+    slots = job.slots
+    if job.is_unique and not job.supplied:
+        job.texts = job.pinned
+    else:
+        entries = {entry.key: entry for entry in job.pinned}
+        job.texts = [entries[key] for key in job.keys]
+        slots = slots_of(job.texts)
+    job.text_places = directory.places(slots)
+    job.rows = array("i", job.text_places)[1::2]
+    job.prompt_tokens = directory.prompt_tokens(slots)
 
 
 def num_aligned_rows(job: Job) -> int:

@@ -22,7 +22,10 @@ from ipc.messages import Role, Score, SuppliedEmbeddings, SuppliedTokens
 from ipc.running import RequestName
 from ipc.service import Request
 from scorer_worker.pairs import AlignedRows
-from scorer_worker.store import Entry
+from scorer_worker.recency import Ints
+from scorer_worker.store import Entry, slots_of
+
+NO_SLOTS = slots_of(())
 
 
 class JobState(enum.Enum):
@@ -61,16 +64,18 @@ class Job:
     request: Request
     message: Score
     keys: list[bytes]
-    places: dict[bytes, int]  # key -> its first position in the key frame
+    is_unique: bool  # whether no key comes twice
     supplied: dict[bytes, SuppliedRows | SuppliedIds]
     num_pairs: int
     is_suspect: bool
     arrived: float
     state: JobState = JobState.WAITING
     pinned: Sequence[Entry] = ()
+    slots: Ints = field(default_factory=lambda: NO_SLOTS)  # of these
     texts: Sequence[Entry] = ()  # the entry of each key, as the key frame has them
     text_places: bytes = b""  # `places_of` these
-    rows: Sequence[int] = ()  # of each of these
+    rows: array[int] = field(default_factory=lambda: array("i"))  # of each of these
+    prompt_tokens: array[int] = field(default_factory=lambda: array("i"))  # likewise
     unfilled: set[bytes] = field(default_factory=set)  # keys of entries that are being encoded
     scores: array[float] = field(default_factory=lambda: array("f"))
     scored: int = 0  # pairs
@@ -82,6 +87,12 @@ class Job:
     @property
     def name(self) -> RequestName:
         return self.request.name
+
+    def places(self) -> dict[bytes, int]:
+        """Of each key its first position in the key frame."""
+        if self.is_unique:
+            return dict(zip(self.keys, range(len(self.keys)), strict=True))
+        return dict(zip(reversed(self.keys), reversed(range(len(self.keys))), strict=True))
 
 
 CountRows = Callable[[Role, memoryview, memoryview], Sequence[int]]
@@ -97,16 +108,14 @@ def read_job(request: Request, is_suspect: bool, now: float, count_rows: CountRo
     assert isinstance(message, Score)
     frames = request.frames
     keys = split_keys(frames[message.keys.frame - 1])
-    places = dict(zip(keys, range(len(keys)), strict=True))
-    if len(places) < len(keys):  # some come twice: their first positions
-        places = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
     supplied: dict[bytes, SuppliedRows | SuppliedIds] = {}
     for part in message.supplied:
         if isinstance(part, SuppliedEmbeddings):
             supplied.update((keys[text.position], text) for text in _read_rows(part, request))
         else:
             supplied.update((keys[text.position], text) for text in _read_ids(part, request, count_rows))
-    return Job(request, message, keys, places, supplied, num_pairs(message), is_suspect, now)
+    is_unique = len(set(keys)) == len(keys)
+    return Job(request, message, keys, is_unique, supplied, num_pairs(message), is_suspect, now)
 
 
 def _read_rows(part: SuppliedEmbeddings, request: Request) -> list[SuppliedRows]:

@@ -65,13 +65,17 @@ class Recency:
             self._held[self._groups[slot]] -= 1
         self._free.append(slot)
 
-    def hold(self, slots: Sequence[int]) -> None:
+    def size_of(self, slots: Ints) -> int:
+        """Of all these together."""
+        return int(self._sizes[slots].sum())
+
+    def hold(self, slots: Sequence[int] | Ints) -> None:
         """These, each once, were idle and are not any more."""
         self._used[slots] = _BUSY
         np.add.at(self._held, self._groups[slots], 1)
         self.num_idle -= len(slots)
 
-    def let_go(self, slots: Sequence[int]) -> None:
+    def let_go(self, slots: Sequence[int] | Ints) -> None:
         """These, each once, were not idle and are from now on, the first of them the longest."""
         self._used[slots] = np.arange(self._clock, self._clock + len(slots))
         np.subtract.at(self._held, self._groups[slots], 1)

@@ -18,13 +18,16 @@ from __future__ import annotations
 
 import enum
 import struct
+from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
-from scorer_worker.recency import Recency
+from scorer_worker.by_slot import BySlot
+from scorer_worker.recency import Ints, Recency
 
 ROW_GRAIN = 16  # extents are multiples of this: kernels reduce dense blocks of 16 rows
 SLAB_BYTES = 2 * 2**20
@@ -44,9 +47,6 @@ class EntryState(enum.Enum):
     GONE = "gone"
 
 
-_FILLED, _GONE = EntryState.FILLED, EntryState.GONE  # by their own names, for loops over thousands
-
-
 class Entry(msgspec.Struct, eq=False, gc=False):
     """One text's embeddings: rows `start` to `start + rows` of the arena.
 
@@ -63,7 +63,6 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     slab: int
     slot: int  # in the store's `Recency`
     state: EntryState = EntryState.RESERVED
-    pins: int = 1
     # [2] int32, number of the first grain and rows: a batch's table of pairs is these joined, at 17 ns a pair
     place: bytes = b""
 
@@ -124,6 +123,7 @@ class StoreDirectory:
         self._entries: dict[bytes, Entry] = {}
         self._recency = Recency(groups=len(self._slabs))  # idle: filled and unpinned
         self._by_slot: dict[int, Entry] = {}
+        self._numbers = BySlot()
         self._open_slabs: dict[int, dict[int, None]] = {extent: {} for extent in self._extents}  # with a free extent
         self._free_slabs: dict[int, None] = dict.fromkeys(range(len(self._slabs)))
         self._retired: deque[tuple[int, Entry]] = deque()
@@ -144,8 +144,25 @@ class StoreDirectory:
         """As `lookup`, of each."""
         return list(map(self._entries.get, keys))
 
+    def pin(self, entries: Sequence[Entry]) -> Ints:
+        """`admit` where there is nothing new.
+
+        Returns:
+            Their slots, for `unpin_slots`.
+
+        Raises:
+            TooLarge: one job may not hold so much.
+        """
+        slots = slots_of(entries)
+        self._check_size(slots, entries, ())
+        self._pin(slots)
+        return slots
+
     def admit(self, resident: Sequence[Entry], new: Sequence[NewEntry]) -> list[Entry] | None:
         """Pin the resident entries, and reserve and pin room for the new ones, in one step (S4).
+
+        Args:
+            resident: entries that are in the store, each once.
 
         Returns:
             The entries of `new`, in its order, RESERVED; or None if there is no room now, and then nothing is held.
@@ -153,21 +170,9 @@ class StoreDirectory:
         Raises:
             TooLarge: they cannot fit, whoever else leaves.
         """
-        wanted = sum([entry.extent for entry in resident]) + sum([whole_grains(text.rows) for text in new])
-        if (
-            wanted > self.max_job_rows
-        ):  # an extent may be larger than its rows' grains: only then is it looked at closely
-            wanted += sum([whole_grains(entry.rows) - entry.extent for entry in resident])
-        if wanted > self.max_job_rows:
-            raise TooLarge(
-                f"{wanted} rows in one request, each text in whole {ROW_GRAIN}, the store takes {self.max_job_rows}"
-            )
-        idle = [entry.slot for entry in resident if not entry.pins]
-        for entry in resident:  # a thousand at a time: a call for each would cost more than all the rest
-            assert entry.state is not _GONE
-            entry.pins += 1
-        if idle:
-            self._recency.hold(idle)
+        slots = slots_of(resident)
+        self._check_size(slots, resident, new)
+        self._pin(slots)
         by_size = sorted(range(len(new)), key=lambda index: -new[index].rows)  # runs of slabs first
         reserved: dict[int, Entry] = {}
         for index in by_size:
@@ -176,34 +181,59 @@ class StoreDirectory:
                 for other in reserved.values():
                     self._forget(other)
                     self._give_back(other)
-                self.unpin(resident)
+                self.unpin_slots(slots)
                 return None
             reserved[index] = room
         self._insertions += len(new)
-        return [reserved[index] for index in range(len(new))]
+        entries = [reserved[index] for index in range(len(new))]
+        self._numbers.note(
+            slots_of(entries), b"".join([entry.place for entry in entries]), [text.prompt_tokens for text in new]
+        )
+        return entries
 
     def fill(self, entry: Entry) -> None:
         """The embeddings of a RESERVED entry have been written (or their writing has been launched)."""
-        assert entry.state is EntryState.RESERVED and entry.pins
+        assert entry.state is EntryState.RESERVED  # so somebody holds it
         entry.state = EntryState.FILLED
+        self._numbers.stays[entry.slot] = entry.keep
 
     def hold(self, entry: Entry) -> None:
         """One more pin, of an entry that is held."""
-        assert entry.pins
-        entry.pins += 1
+        assert self.pins(entry)
+        self._numbers.pins[entry.slot] += 1
 
-    def unpin(self, entries: Iterable[Entry]) -> None:
-        """A job that held these entries has ended. An entry that was never filled leaves with its last pin."""
-        idle: list[int] = []
-        for entry in entries:
-            entry.pins -= 1
-            if not entry.pins:
-                if entry.keep and entry.state is _FILLED:
-                    idle.append(entry.slot)
-                else:
-                    self._retire(entry)
-        if idle:
-            self._recency.let_go(idle)
+    def unpin(self, entries: Sequence[Entry]) -> None:
+        """A job that held these entries, each once, has ended. One that was never filled leaves with its last pin."""
+        self.unpin_slots(slots_of(entries))
+
+    def unpin_slots(self, slots: Ints) -> None:
+        """As `unpin`, by the entries' slots."""
+        let_go = self._numbers.unpin(slots)
+        if not len(let_go):
+            return
+        stays = self._numbers.stays[let_go]
+        if not stays.all():
+            for slot in let_go[~stays].tolist():
+                self._retire(self._by_slot[slot])
+            let_go = let_go[stays]
+        if len(let_go):
+            self._recency.let_go(let_go)
+
+    def all_stay(self, slots: Ints) -> bool:
+        """Whether each of the entries with these slots is filled, and stays when nobody holds it."""
+        return bool(self._numbers.stays[slots].all())
+
+    def pins(self, entry: Entry) -> int:
+        """How many hold an entry that is not gone."""
+        return self._numbers.pins.item(entry.slot)
+
+    def places(self, slots: Ints) -> bytes:
+        """`Entry.place` of the entries with these slots, one after the other."""
+        return self._numbers.places[slots].tobytes()
+
+    def prompt_tokens(self, slots: Ints) -> array[int]:
+        """Of the entries with these slots."""
+        return array("i", self._numbers.prompt_tokens[slots].tobytes())
 
     @property
     def is_unheld(self) -> bool:
@@ -212,7 +242,7 @@ class StoreDirectory:
 
     def clear(self) -> None:
         """Evict everything that nobody holds."""
-        for entry in [entry for entry in self._entries.values() if not entry.pins]:
+        for entry in [entry for entry in self._entries.values() if not self.pins(entry)]:
             self._evict(entry)
 
     # --- the device's time ----------------------------------------------------------------------------------------
@@ -274,16 +304,39 @@ class StoreDirectory:
                 claim(start, slab.extent, "a free extent")
         for entry in self._entries.values():
             is_idle = self._recency.is_idle(entry.slot)
-            assert is_idle == (not entry.pins), "S2: an entry nobody holds is idle, and no other"
-            assert not is_idle or (entry.state is EntryState.FILLED and entry.keep), "S2"
-        assert self._recency.num_idle == sum(not entry.pins for entry in self._entries.values())
+            assert is_idle == (not self.pins(entry)), "S2: an entry nobody holds is idle, and no other"
+            stays = entry.state is EntryState.FILLED and entry.keep
+            assert self._numbers.stays[entry.slot] == stays and (stays or not is_idle), "S2"
+            slot = np.array([entry.slot])
+            assert self.places(slot) == entry.place and self.prompt_tokens(slot)[0] == entry.prompt_tokens
+        assert self._recency.num_idle == sum(not self.pins(entry) for entry in self._entries.values())
         assert {entry.slot: entry for entry in self._entries.values()} == self._by_slot, "a slot is one entry's"
         for number, slab in enumerate(self._slabs):
-            assert self._recency.is_held(number) == any(entry.pins for entry in slab.entries.values()), "S2"
+            assert self._recency.is_held(number) == any(map(self.pins, slab.entries.values())), "S2"
         assert self._used_rows == sum(entry.rows for entry in self._entries.values())
         assert self._reserved_rows == sum(entry.extent for entry in self._entries.values())
 
     # --- room -----------------------------------------------------------------------------------------------------
+
+    def _check_size(self, slots: Ints, resident: Sequence[Entry], new: Sequence[NewEntry]) -> None:
+        """
+        Raises:
+            TooLarge: one job may not hold so much.
+        """
+        of_new = sum([whole_grains(text.rows) for text in new])
+        if of_new + (self._recency.size_of(slots) if resident else 0) <= self.max_job_rows:
+            return
+        # an extent may be larger than its rows' grains: only here is it looked at closely
+        wanted = of_new + sum([whole_grains(entry.rows) for entry in resident])
+        if wanted > self.max_job_rows:
+            raise TooLarge(
+                f"{wanted} rows in one request, each text in whole {ROW_GRAIN}, the store takes {self.max_job_rows}"
+            )
+
+    def _pin(self, slots: Ints) -> None:
+        idle = self._numbers.pin(slots) if len(slots) else slots
+        if len(idle):
+            self._recency.hold(idle)
 
     def _extent_for(self, rows: int) -> int:
         if rows <= self.slab_rows:
@@ -299,6 +352,7 @@ class StoreDirectory:
         slab, start = place
         slot = self._recency.add(extent, slab)
         entry = Entry(new.key, start, new.rows, extent, new.prompt_tokens, new.keep, slab, slot)
+        self._numbers.add(slot)
         self._slabs[slab].entries[start] = entry
         self._entries[new.key] = self._by_slot[slot] = entry
         self._used_rows += new.rows
@@ -385,21 +439,20 @@ class StoreDirectory:
             if slab.retired or number + span > end or (span > 1 and not slab.entries):
                 return None  # the device may still read it; or a part of a large entry, which goes as a whole
             for entry in slab.entries.values():
-                if entry.pins:
+                if self.pins(entry):
                     return None
                 newest = max(newest, self._recency.became_idle(entry.slot))
             number += span
         return newest
 
     def _evict(self, entry: Entry) -> None:
-        assert not entry.pins, "S2"
+        assert not self.pins(entry), "S2"
         self._evictions += 1
         self._retire(entry)
 
     def _forget(self, entry: Entry) -> None:
         """The entry has no name any more."""
         entry.state = EntryState.GONE
-        entry.pins = 0
         del self._entries[entry.key]
         del self._slabs[entry.slab].entries[entry.start]
         del self._by_slot[entry.slot]
@@ -433,6 +486,11 @@ class StoreDirectory:
         slab = self._slabs[number]
         slab.extent, slab.free = 0, []
         self._free_slabs[number] = None
+
+
+def slots_of(entries: Sequence[Entry]) -> Ints:
+    """By these, loops over a thousand entries are a few calls of numpy."""
+    return np.array([entry.slot for entry in entries], np.int64)
 
 
 def whole_grains(rows: int) -> int:

@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from engine.encode_requests import EncodeRequests
 from ipc.arrays import FrameWriter
@@ -39,12 +40,12 @@ from scorer_worker.by_client import ByClient
 from scorer_worker.complaints import complaint_about
 from scorer_worker.device import TRAITS
 from scorer_worker.hosted_encoder import EncodedText, HostedEncoder
-from scorer_worker.job_pairs import entries_of, groups_of, num_aligned_rows
-from scorer_worker.jobs import Job, JobState, SuppliedIds, SuppliedRows, read_job
+from scorer_worker.job_pairs import groups_of, note_texts, num_aligned_rows
+from scorer_worker.jobs import NO_SLOTS, Job, JobState, SuppliedIds, SuppliedRows, read_job
 from scorer_worker.memory_plan import memory_statistics
-from scorer_worker.pairs import AlignedRows, PairGroup, places_of
+from scorer_worker.pairs import AlignedRows, PairGroup
 from scorer_worker.scorer import Scorer
-from scorer_worker.store import Entry, EntryState, NewEntry, TooLarge
+from scorer_worker.store import Entry, EntryState, NewEntry, TooLarge, slots_of
 
 LIGHT_TEXTS = 64  # of a request that is read when it comes
 FEW_NEW_TEXTS, FEW_IDS = 32, 8192  # of a request that brings ids: some 0.2 ms for ten texts
@@ -327,8 +328,8 @@ class Worker:
         self._batcher.remove(job.name)
         if self._encoder is not None and job.state is JobState.ENCODING:
             self._encoder.drop(job.name)
-        pinned, job.pinned = job.pinned, ()
-        self._directory.unpin(pinned)
+        slots, job.slots, job.pinned = job.slots, NO_SLOTS, ()
+        self._directory.unpin_slots(slots)
 
     # --- room -----------------------------------------------------------------------------------------------------
 
@@ -362,22 +363,19 @@ class Worker:
             self._answer_missing(job, missing)
             return True
         try:
-            reserved = self._directory.admit(resident, new)
+            is_pinned = self._pin(job, resident, new)
         except TooLarge as error:
             self._endpoint.fail(
                 job.name, ErrorCode.INVALID_REQUEST, f"{error}; send fewer or raise --embedding-cache-size"
             )
             self._end(job)
             return True
-        if reserved is None:
+        if not is_pinned:
             if not self._directory.is_unheld:
                 return False
             self._directory.clear()  # pinned entries of this job alone are in its way: see S5
             return self._admit(job)
-        job.pinned = [*resident, *reserved]
-        job.texts = entries_of(job)
-        job.text_places = places_of(job.texts)
-        job.rows = memoryview(job.text_places).cast("i")[1::2].tolist()
+        note_texts(job, self._directory)
         if job.message.want_alignment and (entries := num_aligned_rows(job)) > MAX_ALIGNED_ROWS:
             self._end(job)
             self._refuse(
@@ -386,21 +384,37 @@ class Worker:
             return True
         job.admitted = time.monotonic()
         self.counters["store_hits"] += len(resident)
-        self.counters["store_insertions"] += len(reserved)
-        self._fill(job, reserved, [entry for entry in resident if entry.state is EntryState.RESERVED])
+        self.counters["store_insertions"] += len(new)
+        self._fill(job, job.pinned[len(resident) :], resident)
+        return True
+
+    def _pin(self, job: Job, resident: list[Entry], new: list[NewEntry]) -> bool:
+        """Have the job hold these, and room for those. False: there is no room now, nothing is held.
+
+        Raises:
+            TooLarge: they cannot fit, whoever else leaves.
+        """
+        if not new:
+            job.pinned, job.slots = resident, self._directory.pin(resident)
+            return True
+        reserved = self._directory.admit(resident, new)
+        if reserved is None:
+            return False
+        job.pinned = [*resident, *reserved]
+        job.slots = slots_of(job.pinned)
         return True
 
     def _sort_texts(self, job: Job) -> tuple[list[Entry], list[NewEntry], list[int]]:
         """What is in the store, what was supplied for it, and the positions of what is neither."""
-        found = self._directory.lookup_all(job.places)
-        resident = [entry for entry in found if entry is not None]
-        if len(resident) == len(found):
-            return resident, [], []
-        resident.clear()
+        places = None if job.is_unique else job.places()
+        found = self._directory.lookup_all(job.keys if places is None else places)
+        if all(found):
+            return cast("list[Entry]", found), [], []
+        resident: list[Entry] = []
         new: list[NewEntry] = []
         missing: list[int] = []
         supplied = job.supplied
-        for (key, position), entry in zip(job.places.items(), found, strict=True):
+        for (key, position), entry in zip((places or job.places()).items(), found, strict=True):
             if entry is not None:
                 resident.append(entry)
                 continue
@@ -422,8 +436,8 @@ class Worker:
         self._end(job)
         self._endpoint.answer(job.name, message, writer.frames)
 
-    def _fill(self, job: Job, reserved: list[Entry], joined: list[Entry]) -> None:
-        """Write the embeddings that came by value; have the encoder make the others."""
+    def _fill(self, job: Job, reserved: Sequence[Entry], resident: Sequence[Entry]) -> None:
+        """Write the embeddings that came by value; have the encoder make the others, if they are not being made."""
         by_value = [(entry, text) for entry in reserved if isinstance(text := job.supplied[entry.key], SuppliedRows)]
         for entry, text in by_value:
             embeddings = as_tensor(text.embeddings, text.dtype, text.rows, self._dim)
@@ -437,8 +451,9 @@ class Worker:
                 ids = job.supplied[entry.key]
                 if isinstance(ids, SuppliedIds):
                     self._encoder.fill(entry, ids, job)
-            for entry in joined:
-                self._encoder.join(entry, job)
+            for entry in resident if not self._directory.all_stay(job.slots) else ():
+                if entry.state is EntryState.RESERVED:
+                    self._encoder.join(entry, job)
         job.supplied.clear()  # lets the message's frames go
         if job.unfilled:
             job.state = JobState.ENCODING
@@ -529,7 +544,7 @@ class Worker:
             request_id=job.name[1],
             scores=writer.add(job.scores, "float32", [len(job.scores)]),
             rows=writer.add_ints(job.rows),
-            prompt_tokens=writer.add_ints([entry.prompt_tokens for entry in job.texts]),
+            prompt_tokens=writer.add_ints(job.prompt_tokens),
             credits=self._endpoint.credits(),
             score_us=int(job.score_seconds * 1e6),
             queue_us=int(queued * 1e6),
