@@ -12,11 +12,9 @@ from scorer_worker.store import StoreDirectory, slots_of
 
 
 def note_texts(job: Job, directory: StoreDirectory) -> None:
-    """The entry of each key, of those the job has pinned, and their numbers. A key may come twice, and new entries
-    stand after the others.
-    """
+    """The entry of each key, of those the job has pinned, and their numbers."""
     slots = job.slots
-    if job.is_unique and not job.supplied:
+    if job.is_unique:
         job.texts = job.pinned
     else:
         entries = {entry.key: entry for entry in job.pinned}

@@ -70,7 +70,7 @@ class Job:
     is_suspect: bool
     arrived: float
     state: JobState = JobState.WAITING
-    pinned: Sequence[Entry] = ()
+    pinned: Sequence[Entry] = ()  # once each; of unique keys in their order
     slots: Ints = field(default_factory=lambda: NO_SLOTS)  # of these
     texts: Sequence[Entry] = ()  # the entry of each key, as the key frame has them
     text_places: bytes = b""  # `places_of` these

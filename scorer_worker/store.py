@@ -219,9 +219,10 @@ class StoreDirectory:
         if len(let_go):
             self._recency.let_go(let_go)
 
-    def all_stay(self, slots: Ints) -> bool:
-        """Whether each of the entries with these slots is filled, and stays when nobody holds it."""
-        return bool(self._numbers.stays[slots].all())
+    def unfilled(self, slots: Ints) -> list[Entry]:
+        """Those of the entries with these slots that are RESERVED."""
+        some = slots[~self._numbers.stays[slots]]  # these, and what will not stay
+        return [entry for slot in some.tolist() if (entry := self._by_slot[slot]).state is EntryState.RESERVED]
 
     def pins(self, entry: Entry) -> int:
         """How many hold an entry that is not gone."""

@@ -45,7 +45,7 @@ from scorer_worker.jobs import NO_SLOTS, Job, JobState, SuppliedIds, SuppliedRow
 from scorer_worker.memory_plan import memory_statistics
 from scorer_worker.pairs import AlignedRows, PairGroup
 from scorer_worker.scorer import Scorer
-from scorer_worker.store import Entry, EntryState, NewEntry, TooLarge, slots_of
+from scorer_worker.store import Entry, NewEntry, TooLarge, slots_of
 
 LIGHT_TEXTS = 64  # of a request that is read when it comes
 FEW_NEW_TEXTS, FEW_IDS = 32, 8192  # of a request that brings ids: some 0.2 ms for ten texts
@@ -340,9 +340,17 @@ class Worker:
         return since is not None and since + STUCK_SECONDS < time.monotonic()
 
     def _admit_next(self) -> bool:
-        """Give room to the job whose turn it is. False: there is none, or it does not fit."""
-        if not len(self._waiting):
-            return False
+        """Give room to jobs whose turn it is, one at least, for a moment. False: there is none, or it does not fit."""
+        end = time.monotonic() + READ_SECONDS
+        has_moved = False
+        while len(self._waiting) and self._admit_first():
+            has_moved = True
+            if time.monotonic() >= end:
+                break
+        return has_moved
+
+    def _admit_first(self) -> bool:
+        """Give room to the job whose turn it is. False: it does not fit."""
         job = self._waiting.first()
         self._running.write([job.name])  # W4
         is_admitted = self._admit(job)
@@ -358,19 +366,19 @@ class Worker:
 
         False: no room now, nothing held.
         """
-        resident, new, missing = self._sort_texts(job)
+        found, new, missing = self._sort_texts(job)
         if missing:
             self._answer_missing(job, missing)
             return True
         try:
-            is_pinned = self._pin(job, resident, new)
+            reserved = self._pin(job, found, new)
         except TooLarge as error:
             self._endpoint.fail(
                 job.name, ErrorCode.INVALID_REQUEST, f"{error}; send fewer or raise --embedding-cache-size"
             )
             self._end(job)
             return True
-        if not is_pinned:
+        if reserved is None:
             if not self._directory.is_unheld:
                 return False
             self._directory.clear()  # pinned entries of this job alone are in its way: see S5
@@ -383,60 +391,62 @@ class Worker:
             )
             return True
         job.admitted = time.monotonic()
-        self.counters["store_hits"] += len(resident)
+        self.counters["store_hits"] += len(found) - len(new)
         self.counters["store_insertions"] += len(new)
-        self._fill(job, job.pinned[len(resident) :], resident)
+        self._fill(job, reserved)
         return True
 
-    def _pin(self, job: Job, resident: list[Entry], new: list[NewEntry]) -> bool:
-        """Have the job hold these, and room for those. False: there is no room now, nothing is held.
+    def _pin(self, job: Job, found: Sequence[Entry | None], new: list[NewEntry]) -> list[Entry] | None:
+        """Have the job hold what was found, and room for what was not.
+
+        Returns:
+            The new entries; None: there is no room now, nothing is held.
 
         Raises:
             TooLarge: they cannot fit, whoever else leaves.
         """
         if not new:
-            job.pinned, job.slots = resident, self._directory.pin(resident)
-            return True
-        reserved = self._directory.admit(resident, new)
+            job.pinned = cast("Sequence[Entry]", found)
+            job.slots = self._directory.pin(job.pinned)
+            return []
+        reserved = self._directory.admit([entry for entry in found if entry is not None], new)
         if reserved is None:
-            return False
-        job.pinned = [*resident, *reserved]
+            return None
+        others = iter(reserved)
+        job.pinned = [entry if entry is not None else next(others) for entry in found]
         job.slots = slots_of(job.pinned)
-        return True
+        return reserved
 
-    def _sort_texts(self, job: Job) -> tuple[list[Entry], list[NewEntry], list[int]]:
-        """What is in the store, what was supplied for it, and the positions of what is neither."""
-        places = None if job.is_unique else job.places()
-        found = self._directory.lookup_all(job.keys if places is None else places)
+    def _sort_texts(self, job: Job) -> tuple[Sequence[Entry | None], list[NewEntry], list[bytes]]:
+        """Of each key, once, what is in the store; of the others what was supplied, and the keys of the rest."""
+        keys = job.keys if job.is_unique else list(job.places())
+        found = self._directory.lookup_all(keys)
         if all(found):
-            return cast("list[Entry]", found), [], []
-        resident: list[Entry] = []
+            return found, [], []
         new: list[NewEntry] = []
-        missing: list[int] = []
-        supplied = job.supplied
-        for (key, position), entry in zip((places or job.places()).items(), found, strict=True):
-            if entry is not None:
-                resident.append(entry)
-                continue
-            text = supplied.get(key)
+        missing: list[bytes] = []
+        for key in [key for key, entry in zip(keys, found, strict=True) if entry is None]:
+            text = job.supplied.get(key)
             if isinstance(text, SuppliedRows):
                 new.append(NewEntry(key, text.rows, text.prompt_tokens, text.keep and self._keep_entries))
             elif isinstance(text, SuppliedIds) and self._encoder is not None:
                 tokens = len(text.token_ids) - text.expansion
                 new.append(NewEntry(key, self._encoder.num_rows(key, text), tokens, self._keep_entries))
             else:
-                missing.append(position)
-        return resident, new, missing
+                missing.append(key)
+        return found, new, missing
 
-    def _answer_missing(self, job: Job, missing: list[int]) -> None:
-        writer = FrameWriter()
+    def _answer_missing(self, job: Job, missing: list[bytes]) -> None:
+        writer, places = FrameWriter(), job.places()
         self.counters["store_misses"] += len(missing)
         deaths = self._deaths(job.name)
-        message = Missing(job.name[1], writer.add_ints(missing), self._endpoint.credits(), deaths)
+        message = Missing(
+            job.name[1], writer.add_ints([places[key] for key in missing]), self._endpoint.credits(), deaths
+        )
         self._end(job)
         self._endpoint.answer(job.name, message, writer.frames)
 
-    def _fill(self, job: Job, reserved: Sequence[Entry], resident: Sequence[Entry]) -> None:
+    def _fill(self, job: Job, reserved: Sequence[Entry]) -> None:
         """Write the embeddings that came by value; have the encoder make the others, if they are not being made."""
         by_value = [(entry, text) for entry in reserved if isinstance(text := job.supplied[entry.key], SuppliedRows)]
         for entry, text in by_value:
@@ -447,12 +457,12 @@ class Worker:
                 return
             self._arena.write(entry, embeddings)
         if self._encoder is not None:
-            for entry in reserved:
-                ids = job.supplied[entry.key]
+            new = {entry.slot for entry in reserved}
+            for entry in self._directory.unfilled(job.slots):
+                ids = job.supplied[entry.key] if entry.slot in new else None
                 if isinstance(ids, SuppliedIds):
                     self._encoder.fill(entry, ids, job)
-            for entry in resident if not self._directory.all_stay(job.slots) else ():
-                if entry.state is EntryState.RESERVED:
+                elif ids is None:
                     self._encoder.join(entry, job)
         job.supplied.clear()  # lets the message's frames go
         if job.unfilled:
