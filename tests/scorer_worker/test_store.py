@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from scorer_worker.recency import SOME
 from scorer_worker.store import (
     MIN_SLABS,
     ROW_GRAIN,
@@ -174,6 +175,19 @@ def test_reservation_that_was_never_filled_leaves_with_its_last_pin() -> None:
     directory.check_integrity()
 
 
+def test_more_entries_than_there_is_room_for_at_first_keep_their_numbers() -> None:
+    count = 2 * SOME + 1
+    directory = StoreDirectory(ROW_GRAIN * count + SLAB_ROWS, SLAB_ROWS)
+    entries = [admit(directory, number, 1 + number % ROW_GRAIN) for number in range(count)]
+    directory.unpin(entries[1:])
+    slots = directory.pin(entries[::100])
+    assert directory.places(slots) == b"".join(entry.place for entry in entries[::100])
+    assert directory.prompt_tokens(slots).tolist() == [entry.rows for entry in entries[::100]]
+    assert [directory.pins(entry) for entry in entries[:101]] == [2, *[0] * 99, 1]
+    directory.unpin_slots(slots)
+    directory.check_integrity()
+
+
 def test_room_comes_back_only_after_the_device_is_done() -> None:
     """S3: every slab is in use by a launched operation; nothing is handed out before it has completed."""
     directory = StoreDirectory(TOTAL_ROWS, SLAB_ROWS)
@@ -252,7 +266,7 @@ class StoreMachine(RuleBasedStateMachine):
                 if entry not in resident:
                     resident.append(entry)
             else:
-                new[number] = NewEntry(key(number), rows, 0, keep)
+                new[number] = NewEntry(key(number), rows, number, keep)
         before = self.directory.statistics().entries
         try:
             reserved = self.directory.admit(resident, list(new.values()))
@@ -268,6 +282,20 @@ class StoreMachine(RuleBasedStateMachine):
                 self.unfilled.append(entry)
             else:
                 self.write(entry)
+
+    @rule(numbers=st.sets(st.integers(0, 40), min_size=1, max_size=5))
+    def pin(self, numbers: set[int]) -> None:
+        found = self.directory.lookup_all(key(number) for number in numbers)
+        entries = [entry for entry in found if entry is not None]
+        try:
+            slots = self.directory.pin(entries)
+        except TooLarge:
+            return
+        self.jobs.append(entries)
+        assert self.directory.places(slots) == b"".join(entry.place for entry in entries)
+        assert self.directory.prompt_tokens(slots).tolist() == [entry.prompt_tokens for entry in entries]
+        reserved = [entry for entry in entries if entry.state is EntryState.RESERVED]
+        assert self.directory.unfilled(slots) == reserved
 
     @precondition(lambda self: self.unfilled)
     @rule(data=st.data())
