@@ -322,6 +322,11 @@ def _launches(groups: Sequence[PairGroup]) -> Iterator[Sequence[PairGroup]]:
     """The same pairs in the same order, in parts of what one launch takes."""
     longest = max([group.query.rows for group in groups], default=0)
     most = LAUNCH_PAIRS if longest <= MEDIUM_ROWS else min(LAUNCH_PAIRS, max(1, SCRATCH_ROWS // longest))
+    num_pairs = sum([len(group.documents) for group in groups])
+    if num_pairs <= most:  # nearly always
+        if num_pairs:
+            yield groups
+        return
     part: list[PairGroup] = []
     room = most
     groups = [group for group in groups if group.documents]
