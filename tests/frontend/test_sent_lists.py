@@ -15,11 +15,11 @@ from frontend import call, sent_lists
 from frontend.errors import RequestFailed
 from frontend.large_body import decode_in_turns
 from frontend.schemas import RerankBody, decode_rerank
-from frontend.sent_lists import LEAST_BODY, MOST_BYTES, MOST_LISTS, WITHIN, CutBody, SentLists
+from frontend.sent_lists import BEGINNING, LEAST_BODY, MOST_BYTES, MOST_LISTS, WITHIN, CutBody, SentLists
 from tests.frontend.surface import RERANK_PATHS, Surface
 
 FIELDS = ("documents", "texts")
-TEXTS = ["", "a", 'b"c', "d\\", "é[]", ","]
+TEXTS = ["", "a", 'b"c', "d\\", "é[]", ",", "x" * BEGINNING]
 SENT = json.dumps(TEXTS)
 # what bodies are made of here: the list in all dress, and what may stand around it
 PIECES = [SENT, SENT[:-1], SENT[1:], '"', "\\", "{", "}", "[", "]", ",", " "]
@@ -84,6 +84,7 @@ def test_what_is_decoded_without_the_list_is_what_the_whole_body_says(written: s
         (f'{{"query":"q","documents":["z"],"x":{SENT}}}', False),
         (f'{{"query":"q{SENT}"}}', False),
         (f'{{"query":"q","documents":[{SENT}]}}', False),
+        (f'{{"query":"q","documents":[{{"embeddings":{SENT}}}]}}', False),
         (f'{{"query":"q","documents":{SENT}', False),
         (f'{{"query":"q","documents":{SENT}{SENT}}}', False),
         (f'{{"query":"q","texts":{SENT},"documents":{SENT}}}', True),
