@@ -1,7 +1,8 @@
 """How a ranking task is cut into `Score` messages. Scores are independent per pair, so the cut is not visible.
 
 R1  A part has at most `max_job_rows` rows, each text in whole grains of the store, `part_pairs` pairs, and what is
-    supplied with it at most PART_BYTES of embeddings, or PART_IDS token ids, of PART_TEXTS documents to encode.
+    supplied with it at most PART_BYTES of embeddings, or PART_IDS token ids, of PART_TEXTS documents to encode. Pairs
+    that would be two parts at most are one: what each message costs beside its pairs is then had once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ipc.messages import Limits
 PART_BYTES = 4 * 2**20  # of encoded embeddings in one Score: a second or so of a CPU engine's work
 PART_IDS = 16_384  # token ids in one Score, for a worker that encodes: on CUDA, what it encodes at once by default
 VALUE_PART_BYTES = 16 * 2**20  # of a client's own embeddings in one Score
+UNCUT = 2  # times `part_pairs`
 FEW_TEXTS = 4  # that are supplied before they are missed
 
 
@@ -43,17 +45,21 @@ async def split(texts: TaskTexts, pairs: Sequence[int], supply: set[int], limits
     is_light = len(supply) <= FEW_TEXTS and all(
         text < texts.num_queries and text not in texts.by_value for text in supply
     )
-    most = min(len(texts), limits.part_pairs + texts.num_queries)  # texts in a part
+    step = limits.part_pairs if len(pairs) > UNCUT * limits.part_pairs else len(pairs)
+    most = min(len(texts), step + texts.num_queries)  # texts in a part
     if is_light and most * _whole_grains(texts.longest, limits.row_grain) <= limits.max_job_rows:
         # what is asked for again and again costs nothing for each document here
-        step = limits.part_pairs
         return [Part(pairs[start : start + step], supply) for start in range(0, len(pairs), step)]
     named = [p for p in pairs if texts.pair(p)[1] not in supply] if supply else pairs
     carried = [p for p in pairs if texts.pair(p)[1] in supply] if supply else []
-    return [*await _cut(texts, named, supply, limits), *await _cut(texts, carried, supply, limits)]
+    return [*await _cut(texts, named, step, supply, limits), *await _cut(texts, carried, step, supply, limits)]
 
 
-async def _cut(texts: TaskTexts, pairs: Sequence[int], supply: set[int], limits: Limits) -> list[Part]:
+async def _cut(texts: TaskTexts, pairs: Sequence[int], most: int, supply: set[int], limits: Limits) -> list[Part]:
+    """
+    Args:
+        most: pairs of a part.
+    """
     parts: list[Part] = []
     current: list[int] = []
     seen: set[int] = set()
@@ -66,7 +72,7 @@ async def _cut(texts: TaskTexts, pairs: Sequence[int], supply: set[int], limits:
             new_rows = sum([_whole_grains(texts.max_rows(text), grain) for text in new])
             new_size = sum([_share(texts, text) for text in new if text in supply]) if supply else 0
             is_large = rows + new_rows > limits.max_job_rows or size + new_size > PART_BYTES
-            if current and (is_large or len(current) == limits.part_pairs):
+            if current and (is_large or len(current) == most):
                 parts.append(Part(current, seen & supply))
                 current, seen, rows, size = [], set(), 0, 0
                 new_rows = sum([_whole_grains(texts.max_rows(text), grain) for text in both])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend.encoding import PART_TEXTS
-from frontend.parts import PART_BYTES, PART_IDS, VALUE_PART_BYTES, Part, split
+from frontend.parts import PART_BYTES, PART_IDS, UNCUT, VALUE_PART_BYTES, Part, split
 from frontend.ranking import EmbeddingsInput, Input, RankingTask, TextInput
 from frontend.task_texts import TaskTexts
 from ipc.messages import KEY_BYTES, Limits, ModelSpec, TextSpec
@@ -64,7 +64,7 @@ def test_parts_stay_within_the_limits_and_hold_every_pair_once(
     for part in parts:
         named = {text for position in part.pairs for text in texts.pair(position)}
         assert named & (supply | texts.by_value) <= part.supply  # of a few queries, others may go along
-        assert 1 <= len(part.pairs) <= part_pairs
+        assert 1 <= len(part.pairs) <= (part_pairs if texts.num_pairs > UNCUT * part_pairs else texts.num_pairs)
         if len(part.pairs) > 1:
             rows = [max(GRAIN, -(-texts.max_rows(text) // GRAIN) * GRAIN) for text in named]
             assert sum(rows) <= max_job_rows
@@ -81,6 +81,17 @@ def assert_room(texts: TaskTexts, part: Part) -> None:
         assert sum(texts.max_rows(text) for text in encoded) <= PART_IDS
     else:
         assert texts.supplied_bytes(encoded) <= PART_BYTES
+
+
+@pytest.mark.parametrize("supply", [set(), {0}])
+def test_pairs_that_would_be_two_parts_are_one(supply: set[int]) -> None:
+    """R1"""
+    limits = Limits(2**20, 2**30, 2**20, row_grain=GRAIN, part_pairs=10)
+    for count, sizes in ((20, [20]), (21, [10, 10, 1])):
+        documents = [TextInput("x", place.to_bytes(KEY_BYTES, "little")) for place in range(count)]
+        task = RankingTask([TextInput("q", b"q" * KEY_BYTES)], documents, None, b"c" * 8, 0.0, 32, 512)
+        parts = cut(TaskTexts(task, spec(), DIM, True), supply, limits)
+        assert [len(part.pairs) for part in parts] == sizes
 
 
 @pytest.mark.parametrize("sends_ids", [False, True])
