@@ -8,9 +8,8 @@ from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from typing import TypeVar
 
-import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from frontend.admission import Admission, Ticket
@@ -25,19 +24,16 @@ from frontend.embeddings_input import EmbeddingsPayload, decode_embeddings, deco
 from frontend.errors import HttpError, RequestFailed, invalid
 from frontend.explanation import MATCH_BYTES, TokenMatch, explain
 from frontend.keys import bytes_of, effective_limit, key_maker
-from frontend.large_body import decode_in_turns
 from frontend.metrics import Metrics
 from frontend.ranking import EmbeddingsInput, Input, Ranker, RankingResult, RankingTask, TextInput
 from frontend.repeated_documents import NamedDocuments, RepeatedDocuments
 from frontend.schemas import CommonBody, InputBody, InputObject, text_of
-from frontend.sent_lists import CutBody, SentLists
 from frontend.turns import in_turns
 from ipc.errors import ServiceFailed
 from ipc.messages import MAX_ALIGNED_ROWS, ErrorCode, FloatDType, ModelSpec, Role
 
 T = TypeVar("T")
 Written = TypeVar("Written")  # a body, or the pieces of one
-Body = TypeVar("Body", bound=CommonBody)
 GivenInput = InputBody | EmbeddingsInput  # as JSON has it, or already decoded
 LARGE_BODY = 2**20  # bytes: embeddings in it are decoded in a thread, one text at a time
 TIMED_STAGES = ("tokenize", "encode", "worker", "queue", "score", "total")
@@ -55,7 +51,6 @@ class Api:
     metrics: Metrics
     is_draining: Callable[[], bool]
     repeated: RepeatedDocuments = field(default_factory=RepeatedDocuments)
-    sent_lists: SentLists = field(default_factory=SentLists)
     explanations: ByteBudget = field(default_factory=lambda: ByteBudget(MAX_ALIGNED_ROWS * MATCH_BYTES))
 
     @property
@@ -73,17 +68,12 @@ def api_of(request: Request) -> Api:
 
 
 class Call:
-    """A request that was let in, with its body.
+    """A request that was let in, with its body."""
 
-    Args:
-        cut: the body without a list that is known; only what is left of it has been looked at (`check_values`).
-    """
-
-    def __init__(self, request: Request, body: bytes, cut: CutBody | None, started: float, ticket: Ticket) -> None:
+    def __init__(self, request: Request, body: bytes, started: float, ticket: Ticket) -> None:
         self.api = api_of(request)
         self._ticket = ticket
         self._body = body
-        self._cut = cut
         self.body_bytes = len(body)
         self._request = request
         self._started = started
@@ -95,29 +85,6 @@ class Call:
         """The body, once: a large one is not kept beside the texts it was decoded to."""
         body, self._body = self._body, b""
         return body
-
-    async def decode(self, decode: Callable[[bytes], Body], kind: type[Body], lists: Sequence[str]) -> Body:
-        """What `decode` makes of the body; see `decode_in_turns`. The body is kept only if that fails.
-
-        Raises:
-            RequestFailed: `decode` does, or there are too many values.
-        """
-        decoded = await self._cut.decode(decode, kind, lists) if self._cut is not None else None
-        if decoded is None:
-            decoded = await decode_in_turns(decode, kind, self._body, lists)
-            decoded = self._learn(decoded, lists)
-        self._body, self._cut = b"", None
-        return decoded
-
-    def _learn(self, decoded: Body, lists: Sequence[str]) -> Body:
-        """Remember a list of texts as it was sent, if it has come before; it is the one from before then."""
-        for name in lists if self.api.sent_lists.takes(self._body) else ():
-            texts = getattr(decoded, name)
-            known = self.api.repeated.find_texts(texts) if isinstance(texts, list) else None
-            if known is not None:
-                self.api.sent_lists.add(self._body, name, cast("Sequence[str]", known))
-                return msgspec.structs.replace(decoded, **{name: known})
-        return decoded
 
     @property
     def has_binary_body(self) -> bool:
@@ -156,7 +123,7 @@ class Call:
         Raises:
             RequestFailed: some are not what their shape says; names the field.
         """
-        if self.body_bytes < LARGE_BODY or set(map(type, inputs)) <= {str}:
+        if self.body_bytes < LARGE_BODY:
             return inputs
         return await asyncio.to_thread(
             lambda: [_decoded(value, f"{field}[{place}]") for place, value in enumerate(inputs)]
@@ -426,12 +393,10 @@ async def admitted(request: Request) -> AsyncIterator[Call]:
     try:
         timeout = api.config.request_timeout
         body = await read_body(request, limit, timeout, ticket.set_body_bytes)
-        cut = None
         if not is_binary(request.headers.get("content-type")):
-            cut = api.sent_lists.cut(body)
-            await check_values(body if cut is None else cut.short, api.config.max_documents_per_request)
+            await check_values(body, api.config.max_documents_per_request)
         await api.ranker.wait_model(asyncio.get_running_loop().time() + timeout - (time.monotonic() - started))
-        yield Call(request, body, cut, started, ticket)
+        yield Call(request, body, started, ticket)
     finally:
         ticket.release()
 

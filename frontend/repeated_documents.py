@@ -35,29 +35,15 @@ class RepeatedDocuments:
 
     def find(self, rules: Hashable, texts: Sequence[object]) -> NamedDocuments | None:
         """The names that these texts have got before."""
-        under_rules = [known for known in self._lists if known.rules == rules]
-        for are_the_same in (_are_one, _are_equal):
-            for known in under_rules:
-                if are_the_same(known.texts, texts):
-                    self._lists.remove(known)
-                    self._lists.append(known)
-                    return known
+        for known in self._lists:
+            if known.rules == rules and len(known.texts) == len(texts) and known.texts == texts:
+                self._lists.remove(known)
+                self._lists.append(known)
+                return known
         return None
-
-    def find_texts(self, texts: Sequence[object]) -> Sequence[object] | None:
-        """A remembered list of the same texts, under whatever rules."""
-        return next((known.texts for known in self._lists if _are_equal(known.texts, texts)), None)
 
     def add(self, documents: NamedDocuments) -> None:
         """Remember a list, if it is one of texts alone, and of a size that pays."""
         is_large_enough = len(documents.texts) >= LEAST_DOCUMENTS and documents.text_bytes <= MOST_BYTES
         if is_large_enough and all(isinstance(each, TextInput) for each in documents.inputs):
             self._lists.append(documents)
-
-
-def _are_one(known: Sequence[object], texts: Sequence[object]) -> bool:
-    return known is texts
-
-
-def _are_equal(known: Sequence[object], texts: Sequence[object]) -> bool:
-    return len(known) == len(texts) and known == texts

@@ -89,11 +89,7 @@ class Supplier:
         Raises:
             ServiceFailed: the engine could not encode them in time, or at all.
         """
-        if not supply:
-            return []
-        first = self._texts.num_queries
-        some = order if any(text >= first for text in supply) else order[:first]  # queries come first in it
-        place_of = {self._texts.keys[text]: place for place, text in reversed(list(enumerate(some))) if text in supply}
+        place_of = {self._texts.keys[text]: place for place, text in reversed(list(enumerate(order))) if text in supply}
         texts = [order[place] for place in sorted(place_of.values())]
         places = {text: place_of[self._texts.keys[text]] for text in texts}
         supplied: list[SuppliedEmbeddings | SuppliedTokens] = []

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
@@ -32,6 +32,7 @@ from frontend.explanation import (
     written,
 )
 from frontend.json_body import sent_fields
+from frontend.large_body import decode_in_turns
 from frontend.ranking import EmbeddingsInput, RankingResult, RankingTask, TextInput
 from frontend.routes.next_plaid import next_plaid_answer
 from frontend.routes.score_modes import convert_scores
@@ -99,7 +100,7 @@ async def rerank(request: Request) -> Response:
         if dialect is Dialect.NEXT_PLAID:
             content = _encoder.encode(await next_plaid_answer(call, body, result))
         else:
-            results = await write_list(_maker(ranked, dialect), ranked.order)
+            results = await write_list(lambda index: _result(ranked, dialect, index), ranked.order)
             content = _encoder.encode(_answer(ranked, dialect, results))
         await end_turn(len(documents))
         return Response(content, 200, call.timing_headers(result), "application/json")
@@ -130,7 +131,7 @@ async def _explained(
     ranked = await _rank(call, body, documents, result)
 
     def write(matches: Mapping[int, Sequence[TokenMatch]]) -> bytes:
-        results = list(map(_maker(ranked, dialect), ranked.order))
+        results = [_result(ranked, dialect, index) for index in ranked.order]
         _explain_results(results, ranked, matches, asked, isinstance(task.queries[0], TextInput))
         return _encoder.encode(_answer(ranked, dialect, results))
 
@@ -167,10 +168,11 @@ async def _asked(scope: Scope, call: Call) -> tuple[RerankBody, GivenInput, Sequ
         if len(inputs.queries) != 1:
             raise invalid(f"query: {len(inputs.queries)} tensors, expected 1", "query")
         return body, inputs.queries[0], inputs.documents, _dialect(scope, body, call.api.config.dialect)
+    sent = call.take_body()
     try:
-        body = await call.decode(decode_rerank, RerankBody, ("documents", "texts"))
+        body = await decode_in_turns(decode_rerank, RerankBody, sent, ("documents", "texts"))
     except RequestFailed:
-        _speak_as_keys_say(scope, call.take_body())
+        _speak_as_keys_say(scope, sent)
         raise
     dialect = _dialect(scope, body, call.api.config.dialect)
     return body, _query(body), _documents(body, dialect), dialect
@@ -251,31 +253,20 @@ async def _rank(call: Call, body: RerankBody, documents: Sequence[GivenInput], r
 # --- the dialects -----------------------------------------------------------------------------------------------------
 
 
-def _maker(ranked: _Ranked, dialect: Dialect) -> Callable[[int], Result]:
-    """What makes a document's place in the answer, by its index. Embeddings have no text to return."""
-    scores, text_of_document = ranked.scores, ranked.text
+def _result(ranked: _Ranked, dialect: Dialect, index: int) -> Result:
+    """One document in the answer. Embeddings have no text to return."""
     match dialect:
         case Dialect.TEI:
-            if ranked.body.return_text:
-                return lambda index: TeiRank(index, scores[index], _or_unset(text_of_document(index)))
-            return lambda index: TeiRank(index, scores[index], UNSET)
+            text = ranked.text(index) if ranked.body.return_text else None
+            return TeiRank(index, ranked.scores[index], UNSET if text is None else text)
         case Dialect.INFINITY:
-            if ranked.body.return_documents:
-                return lambda index: InfinityDocument(index, scores[index], text_of_document(index))
-            return lambda index: InfinityDocument(index, scores[index], None)
+            text = ranked.text(index) if ranked.body.return_documents else None
+            return InfinityDocument(index, ranked.scores[index], text)
         case _:
             asked = ranked.body.return_documents
-            if bool(asked) if dialect is Dialect.COHERE else asked is not False:
-                return lambda index: RankedDocument(index, scores[index], _document(text_of_document(index)))
-            return lambda index: RankedDocument(index, scores[index], UNSET)
-
-
-def _or_unset(text: str | None) -> str | UnsetType:
-    return UNSET if text is None else text
-
-
-def _document(text: str | None) -> Document | UnsetType:
-    return UNSET if text is None else Document(text)
+            shows = bool(asked) if dialect is Dialect.COHERE else asked is not False
+            text = ranked.text(index) if shows else None
+            return RankedDocument(index, ranked.scores[index], UNSET if text is None else Document(text))
 
 
 def _answer(
