@@ -6,10 +6,11 @@ import asyncio
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from frontend.admission import Admission, Ticket
@@ -24,6 +25,8 @@ from frontend.embeddings_input import EmbeddingsPayload, decode_embeddings, deco
 from frontend.errors import HttpError, RequestFailed, invalid
 from frontend.explanation import MATCH_BYTES, TokenMatch, explain
 from frontend.keys import bytes_of, effective_limit, key_maker
+from frontend.known_lists import KnownLists, ShortBody
+from frontend.large_body import decode_in_turns
 from frontend.metrics import Metrics
 from frontend.ranking import EmbeddingsInput, Input, Ranker, RankingResult, RankingTask, TextInput
 from frontend.repeated_documents import NamedDocuments, RepeatedDocuments
@@ -34,6 +37,7 @@ from ipc.messages import MAX_ALIGNED_ROWS, ErrorCode, FloatDType, ModelSpec, Rol
 
 T = TypeVar("T")
 Written = TypeVar("Written")  # a body, or the pieces of one
+Decoded = TypeVar("Decoded", bound=msgspec.Struct)
 GivenInput = InputBody | EmbeddingsInput  # as JSON has it, or already decoded
 LARGE_BODY = 2**20  # bytes: embeddings in it are decoded in a thread, one text at a time
 TIMED_STAGES = ("tokenize", "encode", "worker", "queue", "score", "total")
@@ -51,6 +55,7 @@ class Api:
     metrics: Metrics
     is_draining: Callable[[], bool]
     repeated: RepeatedDocuments = field(default_factory=RepeatedDocuments)
+    known_lists: KnownLists = field(default_factory=KnownLists)
     explanations: ByteBudget = field(default_factory=lambda: ByteBudget(MAX_ALIGNED_ROWS * MATCH_BYTES))
 
     @property
@@ -68,23 +73,42 @@ def api_of(request: Request) -> Api:
 
 
 class Call:
-    """A request that was let in, with its body."""
+    """A request that was let in, with its body.
 
-    def __init__(self, request: Request, body: bytes, started: float, ticket: Ticket) -> None:
+    Args:
+        short: the body without a list that is known.
+    """
+
+    def __init__(self, request: Request, body: bytes, short: ShortBody | None, started: float, ticket: Ticket) -> None:
         self.api = api_of(request)
         self._ticket = ticket
         self._body = body
+        self._short = short
         self.body_bytes = len(body)
         self._request = request
         self._started = started
         self._text_bytes = 0  # of the texts that `_read` has seen
         self._fingerprint: bytes | None = None  # of the model that this request's keys are of
-        self._key_digest: str = request.scope.get("maxsimd.key", "")
+        self._key_digest = _key_digest(request)
 
     def take_body(self) -> bytes:
         """The body, once: a large one is not kept beside the texts it was decoded to."""
         body, self._body = self._body, b""
         return body
+
+    async def decode(self, decode: Callable[[bytes], Decoded], kind: type[Decoded], lists: Sequence[str]) -> Decoded:
+        """What `decode` makes of the body, which is taken then; see `decode_in_turns`.
+
+        Raises:
+            RequestFailed: `decode` does; the body can still be taken.
+        """
+        decoded = self._short.decode(decode) if self._short is not None else None
+        if decoded is None:
+            decoded = await decode_in_turns(decode, kind, self._body, lists)
+            sent = {name: getattr(decoded, name) for name in lists}
+            await self.api.known_lists.learn(_owner_of_lists(self.api, self._key_digest), self.take_body(), sent)
+        self._body = b""
+        return decoded
 
     @property
     def has_binary_body(self) -> bool:
@@ -286,6 +310,8 @@ class Call:
         known = self.api.repeated.find(rules, documents)
         if known is not None:
             self._text_bytes += known.text_bytes
+            if not body.cache_salt:
+                self.api.known_lists.want(_owner_of_lists(self.api, self._key_digest), known.texts)
             return known.inputs
         before = self._text_bytes
         inputs = await self._read(body, "document", documents, names, limit, truncation)
@@ -393,12 +419,41 @@ async def admitted(request: Request) -> AsyncIterator[Call]:
     try:
         timeout = api.config.request_timeout
         body = await read_body(request, limit, timeout, ticket.set_body_bytes)
-        if not is_binary(request.headers.get("content-type")):
-            await check_values(body, api.config.max_documents_per_request)
+        is_json = not is_binary(request.headers.get("content-type"))
+        short = await _check_values(api, _key_digest(request), body) if is_json else None
         await api.ranker.wait_model(asyncio.get_running_loop().time() + timeout - (time.monotonic() - started))
-        yield Call(request, body, started, ticket)
+        call, body = Call(request, body, short, started, ticket), b""  # it is the call's alone
+        yield call
     finally:
         ticket.release()
+
+
+async def _check_values(api: Api, key_digest: str, body: bytes) -> ShortBody | None:
+    """
+    Returns:
+        The body without a list that is known, if it has one.
+
+    Raises:
+        RequestFailed: it holds too many values, or is none of JSON.
+    """
+    limit = api.config.max_documents_per_request
+    short = api.known_lists.shorten(_owner_of_lists(api, key_digest), body)
+    if short is not None:
+        with suppress(RequestFailed):  # the whole body says it in its own words
+            await check_values(short.body, limit, short.commas)
+            return short
+    await check_values(body, limit)
+    return None
+
+
+def _key_digest(request: Request) -> str:
+    """Of the key that the request came with; empty: of none."""
+    return str(request.scope.get("maxsimd.key", ""))
+
+
+def _owner_of_lists(api: Api, key_digest: str) -> str:
+    """Those who may know of each other's lists."""
+    return key_digest if api.config.is_cache_per_key else ""
 
 
 def _decoded(value: GivenInput, name: str) -> GivenInput:

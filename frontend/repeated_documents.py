@@ -36,7 +36,7 @@ class RepeatedDocuments:
     def find(self, rules: Hashable, texts: Sequence[object]) -> NamedDocuments | None:
         """The names that these texts have got before."""
         for known in self._lists:
-            if known.rules == rules and len(known.texts) == len(texts) and known.texts == texts:
+            if known.rules == rules and (known.texts is texts or known.texts == texts):
                 self._lists.remove(known)
                 self._lists.append(known)
                 return known

@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from frontend.call import admitted
-from frontend.large_body import decode_in_turns
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import MixedbreadAnswer, MixedbreadRank, RerankingBody, Usage, decode_reranking, text_of
 from frontend.turns import best_first, write_list
@@ -21,7 +20,7 @@ _encoder = msgspec.json.Encoder()
 async def reranking(request: Request) -> Response:
     """As /rerank, in other words."""
     async with admitted(request) as call:
-        body = await decode_in_turns(decode_reranking, RerankingBody, call.take_body(), ["input"])
+        body = await call.decode(decode_reranking, RerankingBody, ["input"])
         call.check_model(body.model)
         task = await call.make_task(body, [body.query], body.input, None, ("query", "input"))
         result = await call.score(task)

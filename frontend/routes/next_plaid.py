@@ -16,7 +16,6 @@ from frontend.embedding_schemas import (
     check_pool_factor,
     decode_rerank_with_encoding,
 )
-from frontend.large_body import decode_in_turns
 from frontend.ranking import RankingResult
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import CommonBody, InputBody
@@ -28,9 +27,7 @@ _encoder = msgspec.json.Encoder()
 async def rerank_with_encoding(request: Request) -> Response:
     """Texts in."""
     async with admitted(request) as call:
-        body = await decode_in_turns(
-            decode_rerank_with_encoding, RerankWithEncodingBody, call.take_body(), ["documents"]
-        )
+        body = await call.decode(decode_rerank_with_encoding, RerankWithEncodingBody, ["documents"])
         call.check_model(body.model)
         check_pool_factor(body.pool_factor)
         documents: list[InputBody] = list(body.documents)

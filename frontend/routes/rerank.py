@@ -32,7 +32,6 @@ from frontend.explanation import (
     written,
 )
 from frontend.json_body import sent_fields
-from frontend.large_body import decode_in_turns
 from frontend.ranking import EmbeddingsInput, RankingResult, RankingTask, TextInput
 from frontend.routes.next_plaid import next_plaid_answer
 from frontend.routes.score_modes import convert_scores
@@ -168,11 +167,10 @@ async def _asked(scope: Scope, call: Call) -> tuple[RerankBody, GivenInput, Sequ
         if len(inputs.queries) != 1:
             raise invalid(f"query: {len(inputs.queries)} tensors, expected 1", "query")
         return body, inputs.queries[0], inputs.documents, _dialect(scope, body, call.api.config.dialect)
-    sent = call.take_body()
     try:
-        body = await decode_in_turns(decode_rerank, RerankBody, sent, ("documents", "texts"))
+        body = await call.decode(decode_rerank, RerankBody, ("documents", "texts"))
     except RequestFailed:
-        _speak_as_keys_say(scope, sent)
+        _speak_as_keys_say(scope, call.take_body())
         raise
     dialect = _dialect(scope, body, call.api.config.dialect)
     return body, _query(body), _documents(body, dialect), dialect

@@ -16,7 +16,6 @@ from frontend.binary_body import decode_binary
 from frontend.call import Call, GivenInput, admitted
 from frontend.errors import invalid
 from frontend.explanation import TokenMatch, explanation_request, written
-from frontend.large_body import decode_in_turns
 from frontend.ranking import RankingResult
 from frontend.routes.score_modes import convert_scores
 from frontend.schemas import (
@@ -92,7 +91,7 @@ async def _asked(call: Call) -> tuple[ScoreBody, Sequence[GivenInput], Sequence[
     if call.has_binary_body:
         body, inputs = decode_binary(call.take_body(), ScoreBody)
         return body, inputs.queries, inputs.documents, ("query", "documents")
-    body = await decode_in_turns(decode_score, ScoreBody, call.take_body(), SIDES)
+    body = await call.decode(decode_score, ScoreBody, SIDES)
     return body, *_sides(body)
 
 

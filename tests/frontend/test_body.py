@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -153,6 +154,26 @@ def test_a_body_without_length_is_refused_where_there_is_no_room_for_more_of_it(
     status, refused, chunks_read = asyncio.run(run())
     assert (status, refused) == (200, 429)
     assert chunks_read < 20
+
+
+def test_a_body_is_gone_when_its_texts_are_scored() -> None:
+    async def run() -> int:
+        surface = Surface()
+        surface.ranker.may_answer = asyncio.Event()
+        body = BODY.replace(b"{", b'{"unknown":"' + b"a" * 2**22 + b'",', 1)
+        connection = Connection(surface, body[: 2**21], body[2**21 :], length=len(body))
+        tracemalloc.start()
+        try:
+            running = asyncio.create_task(connection.run())
+            await until(lambda: bool(surface.ranker.tasks))
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        surface.ranker.may_answer.set()
+        assert await running == 200
+        return held
+
+    assert asyncio.run(run()) < 2**21
 
 
 def test_when_the_client_hangs_up_its_work_is_cancelled() -> None:
