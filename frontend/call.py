@@ -143,11 +143,12 @@ class Call:
 
     async def decode_embeddings(self, inputs: Sequence[GivenInput], field: str) -> Sequence[GivenInput]:
         """The inputs, with embeddings decoded where they are many: in a thread, so that others are served meanwhile.
+        Where there are none the way there and back would only cost.
 
         Raises:
             RequestFailed: some are not what their shape says; names the field.
         """
-        if self.body_bytes < LARGE_BODY:
+        if self.body_bytes < LARGE_BODY or set(map(type, inputs)) <= {str}:
             return inputs
         return await asyncio.to_thread(
             lambda: [_decoded(value, f"{field}[{place}]") for place, value in enumerate(inputs)]

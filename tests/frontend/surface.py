@@ -190,14 +190,14 @@ class Surface:
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         async def run() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, client=("10.0.0.1", 1))
-            async with (
-                httpx.AsyncClient(transport=transport, base_url="http://server") as client,
-                asyncio.timeout(LIMIT),
-            ):
+            async with self.client() as client, asyncio.timeout(LIMIT):
                 return await client.request(method, path, **arguments)
 
         return asyncio.run(run())
+
+    def client(self) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, client=("10.0.0.1", 1))
+        return httpx.AsyncClient(transport=transport, base_url="http://server")
 
     def post(self, path: str, body: object, **headers: str) -> httpx.Response:
         return self.request("POST", path, json=body, headers={k.replace("_", "-"): v for k, v in headers.items()})

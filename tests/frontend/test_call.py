@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from frontend.auth import digest_of
+from frontend.call import LARGE_BODY
 from frontend.ranking import RankingTask, TextInput
-from tests.frontend.surface import DOCUMENTS, QUERY, Surface, message_of
+from tests.frontend.surface import DOCUMENTS, QUERY, Surface, embeddings, message_of
 
 
 def task_of(
@@ -96,3 +99,26 @@ def test_api_keys_share_names_only_where_the_cache_is_shared(is_cache_per_key: b
     tasks = [task_of(surface, headers={"authorization": f"Bearer {key}"}) for key in "ab"]
     assert (keys_of(tasks[0]) == keys_of(tasks[1])) == is_shared
     assert tasks[0].client != tasks[1].client
+
+
+class CountedThreads(ThreadPoolExecutor):
+    """Threads, and how often they were asked for."""
+
+    asked = 0
+
+    def submit(self, *arguments: Any, **named: Any) -> Future[Any]:
+        self.asked += 1
+        return super().submit(*arguments, **named)
+
+
+@pytest.mark.parametrize(("document", "times"), [("one heart", 0), ({"text": "one heart"}, 1), (embeddings(2), 1)])
+def test_only_where_there_may_be_embeddings_another_thread_looks_for_them(document: object, times: int) -> None:
+    surface, threads = Surface(), CountedThreads(1)
+    body = {"query": QUERY, "documents": [*DOCUMENTS, document], "unknown": "a" * LARGE_BODY}
+
+    async def run() -> int:
+        asyncio.get_running_loop().set_default_executor(threads)
+        async with surface.client() as client:
+            return (await client.post("/rerank", json=body)).status_code
+
+    assert (asyncio.run(run()), threads.asked) == (200, times)
