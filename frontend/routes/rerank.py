@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -99,7 +99,7 @@ async def rerank(request: Request) -> Response:
         if dialect is Dialect.NEXT_PLAID:
             content = _encoder.encode(await next_plaid_answer(call, body, result))
         else:
-            results = await write_list(lambda index: _result(ranked, dialect, index), ranked.order)
+            results = await write_list(_maker(ranked, dialect), ranked.order)
             content = _encoder.encode(_answer(ranked, dialect, results))
         await end_turn(len(documents))
         return Response(content, 200, call.timing_headers(result), "application/json")
@@ -130,7 +130,7 @@ async def _explained(
     ranked = await _rank(call, body, documents, result)
 
     def write(matches: Mapping[int, Sequence[TokenMatch]]) -> bytes:
-        results = [_result(ranked, dialect, index) for index in ranked.order]
+        results = list(map(_maker(ranked, dialect), ranked.order))
         _explain_results(results, ranked, matches, asked, isinstance(task.queries[0], TextInput))
         return _encoder.encode(_answer(ranked, dialect, results))
 
@@ -251,20 +251,37 @@ async def _rank(call: Call, body: RerankBody, documents: Sequence[GivenInput], r
 # --- the dialects -----------------------------------------------------------------------------------------------------
 
 
-def _result(ranked: _Ranked, dialect: Dialect, index: int) -> Result:
+_KINDS: Mapping[Dialect, type[Result]] = {Dialect.TEI: TeiRank, Dialect.INFINITY: InfinityDocument}
+
+
+def _maker(ranked: _Ranked, dialect: Dialect) -> Callable[[int], Result]:
+    """What makes a document's place in the answer: what that looks like is decided once for all of them."""
+    if _shows_texts(ranked.body, dialect):
+        return lambda index: _with_text(ranked, dialect, index)
+    kind, scores = _KINDS.get(dialect, RankedDocument), ranked.scores
+    return lambda index: kind(index, scores[index])
+
+
+def _with_text(ranked: _Ranked, dialect: Dialect, index: int) -> Result:
     """One document in the answer. Embeddings have no text to return."""
+    text, score = ranked.text(index), ranked.scores[index]
     match dialect:
         case Dialect.TEI:
-            text = ranked.text(index) if ranked.body.return_text else None
-            return TeiRank(index, ranked.scores[index], UNSET if text is None else text)
+            return TeiRank(index, score, UNSET if text is None else text)
         case Dialect.INFINITY:
-            text = ranked.text(index) if ranked.body.return_documents else None
-            return InfinityDocument(index, ranked.scores[index], text)
+            return InfinityDocument(index, score, text)
         case _:
-            asked = ranked.body.return_documents
-            shows = bool(asked) if dialect is Dialect.COHERE else asked is not False
-            text = ranked.text(index) if shows else None
-            return RankedDocument(index, ranked.scores[index], UNSET if text is None else Document(text))
+            return RankedDocument(index, score, UNSET if text is None else Document(text))
+
+
+def _shows_texts(body: RerankBody, dialect: Dialect) -> bool:
+    match dialect:
+        case Dialect.TEI:
+            return bool(body.return_text)
+        case Dialect.INFINITY | Dialect.COHERE:
+            return bool(body.return_documents)
+        case _:
+            return body.return_documents is not False
 
 
 def _answer(

@@ -72,6 +72,23 @@ def test_infinity_s_documents_are_null_unless_asked_for() -> None:
     assert [result["document"] for result in answer["results"]] == [None] * len(DOCUMENTS)
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "result"),
+    [
+        ("/rerank", {"return_documents": False}, b'{"index":1,"relevance_score":3.0}'),
+        ("/rerank", {"return_documents": None}, b'{"index":1,"relevance_score":3.0,"document":{"text":"a heart"}}'),
+        ("/v2/rerank", {"return_documents": None}, b'{"index":1,"relevance_score":3.0}'),
+        ("/v2/rerank", {"return_documents": True}, b'{"index":1,"relevance_score":3.0,"document":{"text":"a heart"}}'),
+        ("/rerank", {"texts": ["", "a heart"]}, b'{"index":1,"score":3.0}'),
+        ("/rerank", {"texts": ["", "a heart"], "return_text": True}, b'{"index":1,"score":3.0,"text":"a heart"}'),
+    ],
+)
+def test_a_document_in_the_answer_byte_for_byte(path: str, fields: dict[str, Any], result: bytes) -> None:
+    documents = {} if "texts" in fields else {"documents": ["", "a heart"]}
+    answer = Surface().post(path, {"query": "a heart heart", **documents, **fields, "top_n": 1})
+    assert b"[" + result + b"]" in answer.content
+
+
 def test_cohere_stays_cohere_on_a_server_that_speaks_infinity() -> None:
     answer = Surface(dialect="infinity").post("/v2/rerank", {"query": QUERY, "documents": DOCUMENTS}).json()
     assert "object" not in answer and answer["meta"]["api_version"] == {"version": "2"}
