@@ -405,8 +405,8 @@ class _Ranking:
             queries = list(dict.fromkeys([query for query, _ in pairs]))
             documents = list(dict.fromkeys([document for _, document in pairs]))
         order = queries + documents
-        writer = FrameWriter()
-        keys = writer.add_keys([self._texts.keys[text] for text in order])
+        writer, key_of = FrameWriter(), self._texts.keys
+        keys = writer.add_keys([key_of[text] for text in order])
         pairs_ref = None
         if self._task.pairs is not None and (len(queries) > 1 or len(documents) != len(pairs)):
             place_q = {text: place for place, text in enumerate(queries)}

@@ -89,7 +89,8 @@ class Supplier:
         Raises:
             ServiceFailed: the engine could not encode them in time, or at all.
         """
-        place_of = {self._texts.keys[text]: place for place, text in reversed(list(enumerate(order))) if text in supply}
+        placed = [(place, text) for place, text in enumerate(order) if text in supply]  # nearly always the query alone
+        place_of = {self._texts.keys[text]: place for place, text in reversed(placed)}
         texts = [order[place] for place in sorted(place_of.values())]
         places = {text: place_of[self._texts.keys[text]] for text in texts}
         supplied: list[SuppliedEmbeddings | SuppliedTokens] = []
