@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
+from frontend import malloc
 from frontend.api_server import ApiServerSettings
 from frontend.app_config import app_config
 from frontend.config import ServeConfig, model_settings
@@ -218,10 +219,11 @@ class _Launcher:
         )
         metrics = self._run_directory / "metrics"
         metrics.mkdir(exist_ok=True)
-        environment = thread_environment(self._division.api_server) | {
+        environment = {
+            **thread_environment(self._division.api_server),
+            **malloc.ENVIRONMENT,
             "PROMETHEUS_MULTIPROC_DIR": str(metrics),
             "TOKENIZERS_PARALLELISM": "false",  # pieces of work are side by side, each in a thread of its own, in turn
-            "MALLOC_ARENA_MAX": "2",  # two malloc arenas in place of eight per core: resident memory stays small
         }
         return Launch("frontend.api_server", settings, environment, (theirs.fileno(),))
 
