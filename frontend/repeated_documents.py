@@ -35,8 +35,9 @@ class RepeatedDocuments:
 
     def find(self, rules: Hashable, texts: Sequence[object]) -> NamedDocuments | None:
         """The names that these texts have got before."""
-        for known in self._lists:
-            if known.rules == rules and (known.texts is texts or known.texts == texts):
+        under_rules = [known for known in self._lists if known.rules == rules]
+        for known in [known for known in under_rules if known.texts is texts] or under_rules:
+            if known.texts is texts or known.texts == texts:
                 self._lists.remove(known)
                 self._lists.append(known)
                 return known

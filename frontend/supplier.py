@@ -89,7 +89,11 @@ class Supplier:
         Raises:
             ServiceFailed: the engine could not encode them in time, or at all.
         """
-        placed = [(place, text) for place, text in enumerate(order) if text in supply]  # nearly always the query alone
+        if not supply:
+            return []
+        first = self._texts.num_queries
+        some = order if any(text >= first for text in supply) else order[:first]  # queries come first in it
+        placed = [(place, text) for place, text in enumerate(some) if text in supply]
         place_of = {self._texts.keys[text]: place for place, text in reversed(placed)}
         texts = [order[place] for place in sorted(place_of.values())]
         places = {text: place_of[self._texts.keys[text]] for text in texts}
