@@ -10,7 +10,6 @@ from starlette.requests import ClientDisconnect, Request
 
 from frontend.errors import MAX_ECHO, HttpError, RequestFailed, invalid
 
-MOST_JOINED = 4 * 2**20  # bytes
 MAX_DIGITS = 18  # of a Content-Length; int() itself refuses some thousands with a ValueError
 
 
@@ -43,7 +42,7 @@ async def read_body(request: Request, limit: int, timeout: float, on_growth: Cal
         RequestFailed: it is longer than `limit` bytes, or has not come within `timeout` seconds.
         ClientDisconnect: the client has gone.
     """
-    body = _Pieces()
+    body = io.BytesIO()  # its getvalue() does not copy: nothing is in memory twice here
     try:
         async with asyncio.timeout(timeout):
             while True:
@@ -51,44 +50,14 @@ async def read_body(request: Request, limit: int, timeout: float, on_growth: Cal
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnect
                 part = message.get("body", b"")
-                if body.size + len(part) > limit:
+                if body.tell() + len(part) > limit:
                     raise _too_large(limit)
-                on_growth(body.size + len(part))
-                body.add(part)
+                on_growth(body.tell() + len(part))
+                body.write(part)
                 if not message.get("more_body", False):
-                    return body.joined()
+                    return body.getvalue()
     except TimeoutError:
         raise RequestFailed(HttpError.REQUEST_TIMEOUT, f"body: not complete within {timeout:.0f} s") from None
-
-
-class _Pieces:
-    """What has come of a body. A large one is not in memory twice, not even for a moment; a smaller one is joined at
-    the end, which takes half as long as to move it whenever it has grown.
-    """
-
-    def __init__(self) -> None:
-        self.size = 0
-        self._pieces: list[bytes] = []
-        self._large: io.BytesIO | None = None  # its getvalue() does not copy
-
-    def add(self, piece: bytes) -> None:
-        self.size += len(piece)
-        if self._large is None and self.size > MOST_JOINED:
-            self._large = io.BytesIO(self._join())
-            self._large.seek(0, io.SEEK_END)
-        if self._large is not None:
-            self._large.write(piece)
-        else:
-            self._pieces.append(piece)
-
-    def joined(self) -> bytes:
-        """All of it; nothing may be added afterwards."""
-        return self._large.getvalue() if self._large is not None else self._join()
-
-    def _join(self) -> bytes:
-        joined = b"".join(self._pieces)
-        self._pieces.clear()
-        return joined
 
 
 def _too_large(limit: int) -> RequestFailed:
