@@ -311,7 +311,7 @@ class Call:
         known = self.api.repeated.find(rules, documents)
         if known is not None:
             self._text_bytes += known.text_bytes
-            if not body.cache_salt:
+            if not body.cache_salt and self.api.known_lists.takes(self.body_bytes):
                 self.api.known_lists.want(_owner_of_lists(self.api, self._key_digest), known.texts)
             return known.inputs
         before = self._text_bytes

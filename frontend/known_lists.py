@@ -88,6 +88,11 @@ class KnownLists:
         self._token = secrets.token_hex(16)
         self._placeholder = f'["{self._token}"]'.encode()
 
+    @staticmethod
+    def takes(body_bytes: int) -> bool:
+        """Whether a list is worth knowing that comes in so large a body."""
+        return LARGE_LIST <= body_bytes <= MOST_RAW + MOST_BESIDE
+
     def want(self, owner: str, texts: Sequence[object]) -> None:
         """These texts were asked about twice: the next time their bytes are worth remembering."""
         if any(known.texts is texts and known.owner == owner for known in self._lists):
@@ -102,7 +107,7 @@ class KnownLists:
             lists: what fields of the body were decoded to.
         """
         wanted = [known for known in self._lists if known.raw is None and known.owner == owner]
-        if not wanted or not LARGE_LIST <= len(body) <= MOST_RAW + MOST_BESIDE:
+        if not wanted or not self.takes(len(body)):
             return
         for known in wanted:
             for field, value in lists.items():

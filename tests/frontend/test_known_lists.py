@@ -305,6 +305,16 @@ def test_the_fourth_request_for_the_same_documents_is_decoded_without_them(monke
     assert watched.is_known(path="/v2/rerank")
 
 
+def test_small_lists_that_repeat_do_not_take_the_place_of_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_lists, "LARGE_LIST", LARGE_LIST)
+    watched = Watched(monkeypatch)
+    assert [watched.is_known() for _ in range(4)][-1]
+    for number in range(MOST_LISTS + 1):
+        for _ in range(2):
+            watched.surface.post("/rerank", {"query": "q", "documents": [f"{number} {place}" for place in range(20)]})
+    assert watched.is_known()
+
+
 def test_tei_s_too(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch)
     fields: dict[str, Any] = {"documents": None, "texts": DOCUMENTS, "return_text": True}
