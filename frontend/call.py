@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from frontend.admission import Admission, Ticket
@@ -37,7 +36,7 @@ from ipc.messages import MAX_ALIGNED_ROWS, ErrorCode, FloatDType, ModelSpec, Rol
 
 T = TypeVar("T")
 Written = TypeVar("Written")  # a body, or the pieces of one
-Decoded = TypeVar("Decoded", bound=msgspec.Struct)
+Decoded = TypeVar("Decoded", bound=CommonBody)
 GivenInput = InputBody | EmbeddingsInput  # as JSON has it, or already decoded
 LARGE_BODY = 2**20  # bytes: embeddings in it are decoded in a thread, one text at a time
 TIMED_STAGES = ("tokenize", "encode", "worker", "queue", "score", "total")
@@ -102,12 +101,18 @@ class Call:
         Raises:
             RequestFailed: `decode` does; the body can still be taken.
         """
-        decoded = self._short.decode(decode) if self._short is not None else None
-        if decoded is None:
-            decoded = await decode_in_turns(decode, kind, self._body, lists)
+        short, known_lists = self._short, self.api.known_lists
+        decoded = short.decode(decode) if short is not None else None
+        if short is not None and decoded is not None:
+            self._body = b""
+            if not decoded.cache_salt:
+                known_lists.use(short)
+            return decoded
+        decoded = await decode_in_turns(decode, kind, self._body, lists)
+        body = self.take_body()
+        if not decoded.cache_salt:
             sent = {name: getattr(decoded, name) for name in lists}
-            await self.api.known_lists.learn(_owner_of_lists(self.api, self._key_digest), self.take_body(), sent)
-        self._body = b""
+            await known_lists.learn(_owner_of_lists(self.api, self._key_digest), body, sent)
         return decoded
 
     @property

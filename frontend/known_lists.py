@@ -31,11 +31,13 @@ from frontend.errors import RequestFailed
 from frontend.json_body import sent_fields
 from frontend.large_body import LARGE_LIST, is_list_of
 from frontend.repeated_documents import MOST_BYTES, MOST_LISTS
+from frontend.turns import Turns
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 MOST_RAW = 2 * MOST_BYTES  # a letter that is escaped takes up to three times what it has in UTF-8
 MOST_BESIDE = LARGE_LIST // 2  # bytes of a body beside its known list: they are decoded at once
+COUNTED = 2**16  # bytes at a time
 BEGINNING = 64  # bytes of a list by which it is looked for
 
 
@@ -60,10 +62,13 @@ class ShortBody:
     """A body with a known list, without it."""
 
     body: bytes
-    commas: int  # in the list
-    _field: str
-    _texts: Sequence[object]
+    known: _KnownList
     _token: str
+
+    @property
+    def commas(self) -> int:
+        """Of the list."""
+        return self.known.commas
 
     def decode(self, decode: Callable[[bytes], Body]) -> Body | None:
         """What `decode` makes of the whole body; None: ask it, this is not to be had from the short one (K1)."""
@@ -71,9 +76,9 @@ class ShortBody:
             decoded = decode(self.body)
         except RequestFailed:
             return None
-        if getattr(decoded, self._field, None) != [self._token]:
+        if getattr(decoded, self.known.field, None) != [self._token]:
             return None
-        return msgspec.structs.replace(decoded, **{self._field: self._texts})
+        return msgspec.structs.replace(decoded, **{self.known.field: self.known.texts})
 
 
 class KnownLists:
@@ -104,7 +109,8 @@ class KnownLists:
         """Remember the bytes of a list that is wanted.
 
         Args:
-            lists: what fields of the body were decoded to.
+            body: one without a salt (K2).
+            lists: what fields of it were decoded to.
         """
         wanted = [known for known in self._lists if known.raw is None and known.owner == owner]
         if not wanted or not self.takes(len(body)):
@@ -113,13 +119,14 @@ class KnownLists:
             for field, value in lists.items():
                 if value == known.texts:
                     known.field, known.raw = field, b""
+                    await Turns().before_step()  # all of the body is skipped in one go
                     raw = bytes(sent_fields(body, field).get(field, b""))
                     if len(raw) <= MOST_RAW and len(body) - len(raw) <= MOST_BESIDE and await is_list_of(raw, value):
-                        known.raw, known.commas = raw, raw.count(b",")
+                        known.raw, known.commas = raw, await _count_commas(raw)
                     break
 
     def shorten(self, owner: str, body: bytes) -> ShortBody | None:
-        """A body that has a known list of this owner as the value of its field; None: it has none."""
+        """A body that has a known list of this owner as the value of its field; None: it has none. `use` comes next."""
         if len(body) < LARGE_LIST:
             return None
         for known in self._lists:
@@ -127,7 +134,20 @@ class KnownLists:
                 short = b"".join((body[:start], self._placeholder, body[start + len(known.raw) :]))
                 if bytes(sent_fields(short, known.field).get(known.field, b"")) != self._placeholder:
                     return None
-                self._lists.remove(known)
-                self._lists.append(known)
-                return ShortBody(short, known.commas, known.field, known.texts, self._token)
+                return ShortBody(short, known, self._token)
         return None
+
+    def use(self, short: ShortBody) -> None:
+        """The list is kept for longer than others: for a request without a salt, as others would see that (K2)."""
+        if short.known in self._lists:
+            self._lists.remove(short.known)
+            self._lists.append(short.known)
+
+
+async def _count_commas(raw: bytes) -> int:
+    """In turns: where Python counts a letter at a time, all of it takes some milliseconds."""
+    turns, commas = Turns(), 0
+    for start in range(0, len(raw), COUNTED):
+        await turns.before_step()
+        commas += raw.count(b",", start, start + COUNTED)
+    return commas

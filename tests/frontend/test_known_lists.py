@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from frontend import body_values, known_lists
 from frontend.auth import digest_of
 from frontend.body_values import check_values
+from frontend.call import Call
 from frontend.errors import RequestFailed
 from frontend.known_lists import BEGINNING, MOST_BESIDE, MOST_RAW, KnownLists, ShortBody
 from frontend.large_body import LARGE_LIST
+from frontend.ranking import RankingTask
 from frontend.repeated_documents import MOST_LISTS
 from frontend.schemas import RerankBody, decode_rerank
 from tests.frontend.surface import Surface
@@ -183,7 +185,9 @@ def test_who_guesses_wrong_what_stands_for_a_list_finds_nothing() -> None:
     assert len(tokens) == 2, "each process has its own"
     lists = known()
     assert lists.shorten("", BESIDE % b'["token"]') is None
-    short = ShortBody(BESIDE % b'["other"]', 0, "documents", TEXTS, "token")
+    found = lists.shorten("", BESIDE % RAW)
+    assert found is not None
+    short = ShortBody(BESIDE % b'["other"]', found.known, "token")
     assert short.decode(decode_rerank) is None
 
 
@@ -214,6 +218,9 @@ def test_a_list_is_known_to_its_owner_alone() -> None:
     lists = known(owner="a")
     assert lists.shorten("a", BESIDE % RAW) is not None
     assert lists.shorten("b", BESIDE % RAW) is None and lists.shorten("", BESIDE % RAW) is None
+    lists.want("b", TEXTS)
+    asyncio.run(lists.learn("a", BESIDE % RAW, {"documents": TEXTS}))
+    assert lists.shorten("b", BESIDE % RAW) is None
     learn(lists, RAW, TEXTS, "b")
     assert all(lists.shorten(owner, BESIDE % RAW) is not None for owner in "ab")
 
@@ -223,7 +230,10 @@ def test_the_last_few_are_known_of_those_that_come() -> None:
     raws = [b'["text %d"]' % number for number in range(MOST_LISTS + 1)]
     for raw in raws[:-1]:
         learn(lists, raw, json.loads(raw))
-    assert all(lists.shorten("", BESIDE % raw) is not None for raw in (*raws[1:-1], raws[0]))
+    for raw in (*raws[1:-1], raws[0]):
+        short = lists.shorten("", BESIDE % raw)
+        assert short is not None
+        lists.use(short)
     learn(lists, raws[-1], json.loads(raws[-1]))
     assert [lists.shorten("", BESIDE % raw) is not None for raw in raws] == [True, False, *[True] * (MOST_LISTS - 1)]
 
@@ -336,6 +346,34 @@ def test_what_is_sent_with_a_salt_is_not_known_to_anybody(monkeypatch: pytest.Mo
     watched = Watched(monkeypatch)
     assert not any(watched.is_known(cache_salt="s") for _ in range(5))
     assert [watched.is_known() for _ in range(4)] == [False, False, False, True]
+
+
+def test_who_sends_a_salt_changes_nothing_that_others_could_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """K2: neither when a list is known, nor which one goes for a new one."""
+    watched = Watched(monkeypatch)
+    assert [watched.is_known() for _ in range(2)] == [False, False]
+    assert not watched.is_known(cache_salt="victim")
+    assert [watched.is_known() for _ in range(2)] == [False, True]
+    others = [[f"{number} {text}" for text in DOCUMENTS] for number in range(MOST_LISTS)]
+    for documents in others[:-1]:
+        assert [watched.is_known(documents=documents) for _ in range(4)][-1]
+    assert watched.is_known(cache_salt="victim")
+    assert [watched.is_known(documents=others[-1]) for _ in range(4)][-1]
+    assert not watched.is_known()
+
+
+def test_a_body_with_a_known_list_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(monkeypatch)
+    kept: list[int] = []
+    make_task = Call.make_task
+
+    async def make(call: Call, *arguments: Any) -> RankingTask:
+        kept.append(len(call.take_body()))
+        return await make_task(call, *arguments)
+
+    monkeypatch.setattr(Call, "make_task", make)
+    assert [watched.is_known() for _ in range(4)][-1]
+    assert set(kept) == {0}
 
 
 def test_names_are_those_of_the_request_s_own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
