@@ -94,6 +94,17 @@ def test_pairs_that_would_be_two_parts_are_one(supply: set[int]) -> None:
         assert [len(part.pairs) for part in parts] == sizes
 
 
+def test_pairs_that_would_be_two_parts_are_cut_where_their_rows_are_too_many() -> None:
+    """R1"""
+    documents = [TextInput("x" * 1000, place.to_bytes(KEY_BYTES, "little")) for place in range(20)]
+    task = RankingTask([TextInput("q", b"q" * KEY_BYTES)], documents, None, b"c" * 8, 0.0, 32, 512)
+    texts = TaskTexts(task, spec(), DIM, True)
+    rows = -(-texts.longest // GRAIN) * GRAIN
+    limits = Limits(15 * rows, 2**30, 2**20, row_grain=GRAIN, part_pairs=10)
+    parts = cut(texts, set(), limits)
+    assert [len(part.pairs) for part in parts] == [14, 6]
+
+
 @pytest.mark.parametrize("sends_ids", [False, True])
 def test_many_short_texts_are_supplied_some_at_a_time(sends_ids: bool) -> None:
     """To read and to queue a thousand of them would keep a service from everybody else."""

@@ -156,6 +156,25 @@ def test_more_rows_than_a_job_may_have_are_refused() -> None:
         directory.admit([], [NewEntry(key(1), TOTAL_ROWS // 4 + 1, 0)])
 
 
+def test_what_fits_in_whole_grains_is_taken_though_its_extents_are_larger() -> None:
+    """S5: an extent may be larger than its rows' grains, and then they are looked at closely."""
+    directory = StoreDirectory(ROW_GRAIN * 4 * 40, ROW_GRAIN * 40)
+    rows = ROW_GRAIN * 17  # its extent is of 18 grains
+    entries = [admit(directory, number, rows) for number in range(2)]
+    assert entries[0].extent > rows
+    directory.unpin(entries)
+    room = directory.max_job_rows - 2 * rows
+    slots = directory.pin(entries)
+    directory.unpin_slots(slots)
+    assert sum(entry.extent for entry in entries) + room > directory.max_job_rows
+    admitted = directory.admit(entries, [NewEntry(key(9), room, 0)])
+    assert admitted is not None
+    directory.unpin([*entries, *admitted])
+    with pytest.raises(TooLarge):
+        directory.admit(entries, [NewEntry(key(10), room + 1, 0)])
+    directory.check_integrity()
+
+
 def test_entry_of_one_job_leaves_with_its_last_pin() -> None:
     directory = StoreDirectory(TOTAL_ROWS, SLAB_ROWS)
     entry = admit(directory, 1, 20, keep=False)

@@ -190,6 +190,23 @@ def test_who_brings_ids_of_a_few_texts_has_room_in_the_turn_in_which_it_comes(
         assert isinstance(desk.answers[name], Scores)
 
 
+@pytest.mark.parametrize(("seconds", "admitted"), [(0.0, 1), (60.0, 3)])
+def test_jobs_that_wait_for_room_get_it_several_in_a_step_while_there_is_time(
+    worker: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch, seconds: float, admitted: int
+) -> None:
+    """W6"""
+    names = [desk.ask(number, TWO, client=client) for number, client in enumerate((b"client_a", b"client_b", CLIENT))]
+    worker._receive()
+    while worker._read_next():
+        assert not desk.answers
+    assert len(worker._waiting) == 3
+    monkeypatch.setattr("scorer_worker.worker.READ_SECONDS", seconds)
+    assert worker._admit_next()
+    assert len(worker._waiting) == 3 - admitted
+    for name in names:
+        until_answered(worker, desk, name)
+
+
 def test_who_brings_a_few_ids_without_end_keeps_nobody_from_being_read_and_admitted(
     hosting: Worker, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
