@@ -348,6 +348,8 @@ def _of_the_host() -> str:
         "Wanted were three times the documents/s with four API servers that there are with one: 32 at a time "
         "there are, 8 at a time not. One API server alone is busy all the time there; with four each has two of the "
         "eight requests, and a request of an API server's 5.5 ms (by hand, B) at 97 a second keeps it half busy.",
+        "PR 35330's mix with the store on keeps 0.92 of what the encoder alone takes, in the run above (0.93 wanted); "
+        "0.94 at 5a18187, on faster processors.",
     ]
     return "\n\n".join(text)
 
