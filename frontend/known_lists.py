@@ -126,7 +126,7 @@ class KnownLists:
                     break
 
     def shorten(self, owner: str, body: bytes) -> ShortBody | None:
-        """A body that has a known list of this owner as the value of its field; None: it has none. `use` comes next."""
+        """A body that has a known list of this owner as the value of its field; None: it has none."""
         if len(body) < LARGE_LIST:
             return None
         for known in self._lists:
@@ -138,7 +138,7 @@ class KnownLists:
         return None
 
     def use(self, short: ShortBody) -> None:
-        """The list is kept for longer than others: for a request without a salt, as others would see that (K2)."""
+        """The list stays for longer than others. Not where the request has a salt: others would see it (K2)."""
         if short.known in self._lists:
             self._lists.remove(short.known)
             self._lists.append(short.known)

@@ -87,7 +87,7 @@ class Limits(Record, frozen=True):
     max_texts: Count
     row_grain: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 1  # an entry takes a multiple of it, and at least one
     part_pairs: Annotated[int, msgspec.Meta(ge=1)] = (
-        2048  # of a larger task in one Score: somebody else's comes between
+        2048  # in one Score of a task of more than twice as many: somebody else's comes between
     )
 
 

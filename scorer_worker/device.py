@@ -23,7 +23,7 @@ class DeviceTraits:
     wary_work: int  # in one launch of larger jobs while small ones keep coming
     read_rows: int  # query rows whose products take as long as it takes to bring a document's row to them
     aligned_pair_work: int  # multiply-adds that take as long as what a pair's alignment costs beside its product
-    part_pairs: int  # that one message asks for: reading and answering it costs the control thread some us for each
+    part_pairs: int  # see `Limits`: reading and answering a message costs the control thread a fifth of a us for each
 
     def pair_work(self, query_rows: float, document_rows: float, dim: int) -> int:
         """What scoring a pair of about so many rows costs, in multiply-adds."""

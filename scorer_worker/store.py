@@ -63,7 +63,7 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     slab: int
     slot: int  # in the store's `Recency`
     state: EntryState = EntryState.RESERVED
-    # [2] int32, number of the first grain and rows: a batch's table of pairs is these joined, at 17 ns a pair
+    # [2] int32, number of the first grain and rows: what a batch's table of pairs is made of
     place: bytes = b""
 
     def __post_init__(self) -> None:
